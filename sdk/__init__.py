@@ -1,0 +1,5 @@
+"""Retrieval and embeddings: typed, durable, explained."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

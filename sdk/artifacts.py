@@ -1,0 +1,173 @@
+"""Folders that are whole or absent.
+
+A folder is written beside its final name, every file is fsynced and its SHA-256 kept in ``manifest.json``,
+then it is renamed and its parent fsynced: a crash at any moment leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from reperio.errors import CorruptArtifact, DiskFull, NewerFormat, NotFound, ReadOnly, StorageError
+
+FORMAT = 1
+"""Version of every folder written here; a reader refuses a higher one."""
+
+MANIFEST = "manifest.json"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn the operating system's and SQLite's refusals into errors that say what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _full(where) from error
+        if error.errno in _READ_ONLY:
+            raise _read_only(where) from error
+        raise
+    except sqlite3.OperationalError as error:
+        text = str(error).lower()
+        if "full" in text or "disk i/o" in text:
+            raise _full(where, f" ({error})") from error
+        if "readonly" in text or "unable to open" in text:
+            raise _read_only(where) from error
+        if "locked" in text or "busy" in text:
+            raise StorageError(f"{where} is locked by another program.", "Close it and try again.") from error
+        raise StorageError(f"{where}: {error}.", "Run `reperio verify` on it.") from error
+    except sqlite3.DatabaseError as error:
+        raise CorruptArtifact(f"{where} is not a readable database: {error}.", "Restore it from a backup.") from error
+
+
+def _full(where: Path, detail: str = "") -> DiskFull:
+    fix = "Free some space and run it again: what was acknowledged before is intact."
+    return DiskFull(f"No room left to write {where}{detail}.", fix)
+
+
+def _read_only(where: Path) -> ReadOnly:
+    return ReadOnly(f"{where} cannot be written.", "Open it with mode='r', or make its folder writable.")
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    with disk_errors(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a temporary folder to fill; on a clean exit it becomes ``path``, else it is gone.
+
+    Parameters
+    ----------
+    path
+        Final name; must not exist.
+    kind
+        What the folder is, checked when it is read.
+    meta
+        JSON kept in the manifest. It may be filled until the block ends.
+
+    Raises
+    ------
+    StorageError
+        If ``path`` exists, or the disk refuses.
+    """
+    if path.exists():
+        raise StorageError(f"{path} exists already.", "Save to a new folder.")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+        temporary.mkdir()
+        try:
+            yield temporary
+            _seal(temporary, kind, meta)
+            temporary.rename(path)
+            sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
+    files: dict[str, dict[str, Any]] = {}
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        sync(file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    # A folder inside is an artifact of its own: its manifest vouches for the rest.
+    for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
+        name = f"{inner.name}/{MANIFEST}"
+        files[name] = {"bytes": (inner / MANIFEST).stat().st_size, "sha256": sha256(inner / MANIFEST)}
+    manifest = {"format": FORMAT, "kind": kind, "meta": dict(meta), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    sync(folder / MANIFEST)
+    sync(folder)
+
+
+def read_folder(path: Path, kind: str, *, checksums: bool = True) -> dict[str, Any]:
+    """Check a folder that `new_folder` made and return its ``meta``.
+
+    Parameters
+    ----------
+    checksums
+        Whether to read every byte; sizes are checked always.
+
+    Raises
+    ------
+    NotFound, NewerFormat, CorruptArtifact
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version, found, files, meta = manifest["format"], manifest["kind"], manifest["files"], manifest["meta"]
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} holds no {MANIFEST}.", "Check the path.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{path / MANIFEST} is damaged: {error}.", "Rebuild or restore it.") from error
+    if version > FORMAT:
+        raise NewerFormat(f"{path} has format {version}; this release reads up to {FORMAT}.", "Upgrade reperio.")
+    if found != kind:
+        raise CorruptArtifact(f"{path} holds a {found}, not a {kind}.", "Check the path.")
+    for name, wanted in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != wanted["bytes"]:
+            raise CorruptArtifact(f"{file} is missing or not {wanted['bytes']} bytes long.", "Rebuild or restore it.")
+        if checksums and sha256(file) != wanted["sha256"]:
+            raise CorruptArtifact(f"{file} was altered: its SHA-256 differs.", "Rebuild or restore it.")
+    return dict(meta)

@@ -1,0 +1,172 @@
+"""The three kinds of embedding, and how a row of each becomes bytes.
+
+Shapes: n rows, d dimensions, V vocabulary, t tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio.errors import ShapeError
+
+Dense: TypeAlias = NDArray[np.float32]
+"""Dense vectors, ``(n, d)``, float32, C-contiguous, finite."""
+
+Ids: TypeAlias = NDArray[np.int64]
+"""Row keys, int64; ``-1`` marks an empty slot."""
+
+IdSet: TypeAlias = NDArray[np.int64]
+"""Row keys, int64, sorted, each once."""
+
+Kind: TypeAlias = Literal["dense", "sparse", "multi-vector"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Sparse non-negative weights in CSR form.
+
+    Attributes
+    ----------
+    indptr
+        Where each row starts, ``(n + 1,)``, int64.
+    indices
+        Columns in ``[0, V)``, ``(nnz,)``, int64, ascending within a row.
+    weights
+        Values, ``(nnz,)``, float32.
+    dim
+        V.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    dim: int
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def row(self, i: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Columns and weights of row ``i``."""
+        part = slice(int(self.indptr[i]), int(self.indptr[i + 1]))
+        return self.indices[part], self.weights[part]
+
+
+@dataclass(frozen=True, slots=True)
+class MultiVector:
+    """Several vectors for each text (late interaction).
+
+    Attributes
+    ----------
+    vectors
+        All vectors one after the other, ``(sum of t, d)``, float32.
+    offsets
+        Where each text starts, ``(n + 1,)``, int64.
+    """
+
+    vectors: Dense
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, i: int) -> Dense:
+        """Vectors of text ``i``, ``(t, d)``."""
+        return self.vectors[int(self.offsets[i]) : int(self.offsets[i + 1])]
+
+
+Embeddings: TypeAlias = Dense | Sparse | MultiVector
+
+E = TypeVar("E", Dense, Sparse, MultiVector)
+
+
+def kind_of(embeddings: Embeddings) -> Kind:
+    """Which of the three kinds this is."""
+    if isinstance(embeddings, Sparse):
+        return "sparse"
+    return "multi-vector" if isinstance(embeddings, MultiVector) else "dense"
+
+
+def check_dense(vectors: object, *, what: str, dim: int | None = None, rows: int | None = None) -> Dense:
+    """Return ``vectors`` as float32 ``(n, d)``, or say what is wrong with them.
+
+    Parameters
+    ----------
+    vectors
+        Anything numpy reads as a matrix of floats.
+    what
+        The name the caller knows them by, for the message.
+    dim, rows
+        The expected d and n, where known.
+
+    Raises
+    ------
+    ShapeError
+        Wrong rank, dtype, d or n; or a NaN or infinite value (the message names the row).
+    """
+    array = np.asarray(vectors)
+    if array.dtype.kind not in "fiu":
+        raise ShapeError(f"{what} has dtype {array.dtype}, not a number.", "Give an array of floats.")
+    if array.ndim != 2:
+        raise ShapeError(f"{what} has shape {array.shape}, not (n, d).", "Reshape one vector v as v[None, :].")
+    if dim is not None and array.shape[1] != dim:
+        raise ShapeError(f"{what} has {array.shape[1]} dimensions, expected {dim}.", "Use the same encoder for all.")
+    if rows is not None and len(array) != rows:
+        raise ShapeError(f"{what} has {len(array)} rows, expected {rows}.", "Give one row for each text or id.")
+    out = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(np.dot(out.ravel(), out.ravel()) if out.size else 0.0):
+        bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
+        if len(bad):
+            raise ShapeError(f"{what}, row {bad[0]}, holds NaN or infinity ({len(bad)} such rows).", "Drop or mend it.")
+    return out
+
+
+def _gather(offsets: NDArray[np.int64], rows: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """New offsets, and where each kept element stood, for ragged ``rows``."""
+    lengths = np.diff(offsets)[rows]
+    out = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=out[1:])
+    return out, np.arange(out[-1], dtype=np.int64) + np.repeat(offsets[:-1][rows] - out[:-1], lengths)
+
+
+def take(embeddings: E, rows: Ids) -> E:
+    """The given rows, in the given order."""
+    if isinstance(embeddings, Sparse):
+        offsets, kept = _gather(embeddings.indptr, rows)
+        return Sparse(offsets, embeddings.indices[kept], embeddings.weights[kept], embeddings.dim)
+    if isinstance(embeddings, MultiVector):
+        offsets, kept = _gather(embeddings.offsets, rows)
+        return MultiVector(embeddings.vectors[kept], offsets)
+    return embeddings[rows]
+
+
+def to_bytes(embeddings: Embeddings) -> list[bytes]:
+    """One blob for each row: float32 values; sparse rows put their int64 columns first."""
+    if isinstance(embeddings, Sparse):
+        rows = (embeddings.row(i) for i in range(len(embeddings)))
+        return [columns.astype("<i8").tobytes() + weights.astype("<f4").tobytes() for columns, weights in rows]
+    if isinstance(embeddings, MultiVector):
+        return [embeddings.row(i).astype("<f4").tobytes() for i in range(len(embeddings))]
+    matrix = np.ascontiguousarray(embeddings, dtype="<f4")
+    raw, width = matrix.tobytes(), matrix.shape[1] * 4
+    return [raw[i : i + width] for i in range(0, len(raw), width)] if width else [b""] * len(matrix)
+
+
+def from_bytes(blobs: Sequence[bytes], kind: Kind, *, dim: int) -> Embeddings:
+    """Inverse of `to_bytes`; ``dim`` is d, or V for sparse rows."""
+    if kind == "dense":
+        return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), dim).astype(np.float32, copy=False)
+    width = 12 if kind == "sparse" else 4 * dim
+    offsets = np.zeros(len(blobs) + 1, dtype=np.int64)
+    np.cumsum([len(b) // width for b in blobs], out=offsets[1:])
+    if kind == "multi-vector":
+        vectors = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(-1, dim).astype(np.float32, copy=False)
+        return MultiVector(vectors, offsets)
+    empty = [b""]
+    columns = np.frombuffer(b"".join([b[: len(b) * 2 // 3] for b in blobs] or empty), dtype="<i8")
+    weights = np.frombuffer(b"".join([b[len(b) * 2 // 3 :] for b in blobs] or empty), dtype="<f4")
+    return Sparse(offsets, columns.astype(np.int64, copy=False), weights.astype(np.float32, copy=False), dim)

