@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class MultiVector:
 
 Embeddings: TypeAlias = Dense | Sparse | MultiVector
 
-E = TypeVar("E", Dense, Sparse, MultiVector)
+E = TypeVar("E", bound=Dense | Sparse | MultiVector)
 
 
 def kind_of(embeddings: Embeddings) -> Kind:
@@ -137,11 +137,11 @@ def take(embeddings: E, rows: Ids) -> E:
     """The given rows, in the given order."""
     if isinstance(embeddings, Sparse):
         offsets, kept = _gather(embeddings.indptr, rows)
-        return Sparse(offsets, embeddings.indices[kept], embeddings.weights[kept], embeddings.dim)
+        return cast("E", Sparse(offsets, embeddings.indices[kept], embeddings.weights[kept], embeddings.dim))
     if isinstance(embeddings, MultiVector):
         offsets, kept = _gather(embeddings.offsets, rows)
-        return MultiVector(embeddings.vectors[kept], offsets)
-    return embeddings[rows]
+        return cast("E", MultiVector(embeddings.vectors[kept], offsets))
+    return cast("E", embeddings[rows])
 
 
 def to_bytes(embeddings: Embeddings) -> list[bytes]:

@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
     "Fuse": "reperio.fusion:Fuse",
     "GivenVectors": "reperio.encoders.given:GivenVectors",
     "HashEncoder": "reperio.encoders.hashing:HashEncoder",
+    "Pipeline": "reperio.pipeline:Pipeline",
     "PassageCompressor": "reperio.compression.passages:PassageCompressor",
     "ReciprocalRank": "reperio.fusion:ReciprocalRank",
 }
@@ -88,10 +89,14 @@ def build(spec: Spec) -> Any:
 
 def _nested(value: Any) -> Any:
     """Components inside a specification, built; anything else as it is."""
-    if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] in registered():
-        return build(value)
-    if isinstance(value, list) and value and all(_nested(v) is not v for v in value):
-        return [_nested(v) for v in value]
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str) and value["type"] in registered():
+            return build(value)
+        inside = {name: _nested(part) for name, part in value.items()}
+        return inside if inside and all(inside[name] is not part for name, part in value.items()) else value
+    if isinstance(value, list) and value:
+        parts = [_nested(part) for part in value]
+        return parts if all(a is not b for a, b in zip(parts, value, strict=True)) else value
     return value
 
 
