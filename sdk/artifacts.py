@@ -37,7 +37,8 @@ def disk_errors(where: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        # numpy reports a short write without an error number.
+        if error.errno in _FULL or (error.errno is None and "written" in str(error)):
             raise _full(where) from error
         if error.errno in _READ_ONLY:
             raise _read_only(where) from error

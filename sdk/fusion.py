@@ -22,6 +22,9 @@ from reperio.types import Document, Hit, Query, Ranking
 Scores: TypeAlias = Mapping[str, NDArray[np.float32]]
 """Scores of the same m candidates by signal, each ``(m,)``; NaN where a signal has none."""
 
+Contributions: TypeAlias = dict[str, NDArray[np.float64]]
+"""What each signal adds to each candidate's fused score, each ``(m,)``."""
+
 Normalization: TypeAlias = Literal["min-max", "z-score", "theoretical"]
 
 
@@ -32,9 +35,15 @@ class Fusion(Protocol):
     @property
     def spec(self) -> Spec: ...
 
-    def combine(self, scores: Scores, /, *, lowest: Mapping[str, float]) -> NDArray[np.float32]:
-        """Fused scores, ``(m,)``; ``lowest`` is each signal's lowest score in theory."""
+    def contributions(self, scores: Scores, /, *, lowest: Mapping[str, float]) -> Contributions:
+        """What each signal adds to each candidate; ``lowest`` is each signal's lowest score in theory."""
         ...
+
+
+def combine(fusion: Fusion, scores: Scores, /, *, lowest: Mapping[str, float]) -> NDArray[np.float32]:
+    """Fused scores of the candidates, ``(m,)``: the sum of the signals' contributions."""
+    parts = list(fusion.contributions(scores, lowest=lowest).values())
+    return np.asarray(np.sum(parts, axis=0), dtype=np.float32)
 
 
 class ReciprocalRank:
@@ -63,14 +72,15 @@ class ReciprocalRank:
     def spec(self) -> Spec:
         return {"type": "ReciprocalRank", "k": self.k, **({"weights": self.weights} if self.weights else {})}
 
-    def combine(self, scores: Scores, /, *, lowest: Mapping[str, float]) -> NDArray[np.float32]:
-        fused: NDArray[np.float64] = np.zeros(_length(scores))
+    def contributions(self, scores: Scores, /, *, lowest: Mapping[str, float]) -> Contributions:
+        out: Contributions = {}
         for name, values in scores.items():
             present = ~np.isnan(values)
             ascending = np.sort(-values[present])
             rank = np.searchsorted(ascending, -values[present], side="left") + 1
-            fused[present] += self.weights.get(name, 1.0) / (self.k + rank)
-        return fused.astype(np.float32)
+            out[name] = np.zeros(len(values))
+            out[name][present] = self.weights.get(name, 1.0) / (self.k + rank)
+        return out
 
 
 class Convex:
@@ -101,17 +111,18 @@ class Convex:
     def spec(self) -> Spec:
         return {"type": "Convex", "normalize": self.normalize, **({"weights": self.weights} if self.weights else {})}
 
-    def combine(self, scores: Scores, /, *, lowest: Mapping[str, float]) -> NDArray[np.float32]:
-        fused: NDArray[np.float64] = np.zeros(_length(scores))
-        total = sum(self.weights.get(name, 1.0) for name in scores)
+    def contributions(self, scores: Scores, /, *, lowest: Mapping[str, float]) -> Contributions:
+        out: Contributions = {}
+        total = sum(self.weights.get(name, 1.0) for name in scores) or 1.0
         for name, values in scores.items():
             present = ~np.isnan(values)
+            out[name] = np.zeros(len(values))
             if present.any():
                 scaled = self._scale(name, values[present].astype(np.float64), lowest.get(name, -math.inf))
-                column = np.full(len(values), scaled.min() if self.normalize == "z-score" else 0.0)
-                column[present] = scaled
-                fused += self.weights.get(name, 1.0) / total * column
-        return fused.astype(np.float32)
+                out[name][:] = scaled.min() if self.normalize == "z-score" else 0.0
+                out[name][present] = scaled
+                out[name] *= self.weights.get(name, 1.0) / total
+        return out
 
     def _scale(self, name: str, values: NDArray[np.float64], lowest: float) -> NDArray[np.float64]:
         if self.normalize == "z-score":
@@ -173,7 +184,7 @@ class Fuse(Step[str | Query, Ranking]):
                 documents.setdefault(hit.document.id, hit.document)
                 found.setdefault(hit.document.id, {})[name] = hit.score
         columns = {name: np.array([s.get(name, np.nan) for s in found.values()], np.float32) for name in self.stages}
-        fused = self.method.combine(columns, lowest={})
+        fused = combine(self.method, columns, lowest={})
         # Equal scores keep the order of first sight, which is the order of the first retriever that found them.
         best = np.argsort(-fused, kind="stable")[: self.k]
         ids = list(found)
@@ -209,10 +220,6 @@ def fuse(
     fusion = chosen() if chosen else method
     assert not isinstance(fusion, str)
     return Fuse(dict(zip(labels, stages, strict=True)), method=fusion, k=k)
-
-
-def _length(scores: Scores) -> int:
-    return len(next(iter(scores.values()))) if scores else 0
 
 
 def _checked(weights: Mapping[str, float] | None) -> dict[str, float]:

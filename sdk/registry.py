@@ -90,7 +90,7 @@ def build(spec: Spec) -> Any:
 def _nested(value: Any) -> Any:
     """Components inside a specification, built; anything else as it is."""
     if isinstance(value, dict):
-        if isinstance(value.get("type"), str) and value["type"] in registered():
+        if isinstance(value.get("type"), str):
             return build(value)
         inside = {name: _nested(part) for name, part in value.items()}
         return inside if inside and all(inside[name] is not part for name, part in value.items()) else value

@@ -1,0 +1,7 @@
+"""Where documents and embeddings live: the truth."""
+
+from __future__ import annotations
+
+from reperio.stores.sqlite import SQLiteStore
+
+__all__ = ["SQLiteStore"]

@@ -1,0 +1,582 @@
+"""What a user opens: a store, its signals, one search."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias, overload
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from reperio.artifacts import disk_errors, replace_text
+from reperio.embeddings import Dense
+from reperio.errors import ConfigurationError, InvalidInput, NotFound, ReadOnly, WriterBusy
+from reperio.explain import Explanation
+from reperio.filters import Filter, from_json, to_json
+from reperio.fusion import Fusion
+from reperio.ingest import Upsert, UpsertReport
+from reperio.locks import SharedLock
+from reperio.pipeline import Step
+from reperio.protocols import Encoder, Index, Spec
+from reperio.retrieval import Options
+from reperio.searcher import Request, Searcher
+from reperio.signals import LiveSignal, Signal, describe
+from reperio.stores.schema import SIGNALS
+from reperio.stores.sqlite import Mode, SQLiteStore
+from reperio.types import Document, Query, Ranking
+
+Signals: TypeAlias = Mapping[str, Signal[Any]]
+
+
+def hybrid(encoder: Encoder[Dense] | None = None, *, index: Index[Dense] | None = None) -> dict[str, Signal[Any]]:
+    """The default signals: BM25, and dense vectors in an exact FAISS index.
+
+    Parameters
+    ----------
+    encoder
+        Makes the dense vectors; all-MiniLM-L6-v2 where None.
+    index
+        Holds them; ``FaissIndex("Flat")`` where None.
+    """
+    from reperio.encoders.dense import DenseEncoder
+    from reperio.indexes.faiss import FaissIndex
+
+    return {**lexical(), "dense": Signal(encoder or DenseEncoder(), index or FaissIndex())}
+
+
+def lexical(language: str = "english") -> dict[str, Signal[Any]]:
+    """BM25 alone: needs no model."""
+    from reperio.encoders.bm25 import BM25Encoder
+    from reperio.indexes.bm25 import BM25Index
+
+    # Tokenising again is quicker than reading term counts back, and half the size on disk.
+    return {"bm25": Signal(BM25Encoder(language), BM25Index(), stored=False)}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `Collection.verify` found; sound where ``problems`` is empty."""
+
+    documents: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionStats:
+    """Sizes of a collection.
+
+    Attributes
+    ----------
+    documents
+        Live documents.
+    replaced
+        Old versions and deleted documents that `Collection.compact` would take away.
+    seq
+        Sequence number of the last commit.
+    store_bytes, index_bytes
+        On disk.
+    fields
+        Metadata fields and the kinds of their values.
+    signals
+        For each signal: model, kind, dim, index, rows in the index, checkpoint's sequence number, truncated texts.
+    """
+
+    documents: int
+    replaced: int
+    seq: int
+    store_bytes: int
+    index_bytes: int
+    fields: Mapping[str, Sequence[str]]
+    signals: Mapping[str, Mapping[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+class Collection:
+    """Documents, metadata and embeddings in one durable folder, and every way to search them.
+
+    Use `Collection.open`. The folder holds ``store.sqlite``, which is the truth, and ``indexes/``, which is
+    derived from it. What `upsert` and `delete` have returned from survives a crash at any later moment.
+    """
+
+    def __init__(self, path: Path, store: SQLiteStore, signals: dict[str, LiveSignal], lease: FileLock | None) -> None:
+        self.path = path
+        self._store = store
+        self._signals = signals
+        self._lease = lease
+        self._lock = SharedLock()
+        self._searcher = Searcher(store, signals, self._current)
+
+    @classmethod
+    def open(cls, path: Path | str, *, mode: Mode = "rw", signals: Signals | None = None) -> Self:
+        """Open a collection, or make it.
+
+        Parameters
+        ----------
+        path
+            Its folder.
+        mode
+            ``"rw"`` makes the collection where there is none and holds the writer lease until `close`;
+            ``"r"`` changes nothing and sees each commit of a writer at the next search.
+        signals
+            How documents are found: `hybrid()` where None and the collection is new. An existing collection
+            knows its own; signals given for one are checked against it.
+
+        Raises
+        ------
+        NotFound
+            In mode ``"r"``, if there is no collection.
+        WriterBusy
+            In mode ``"rw"``, if another process or object writes it.
+        FingerprintMismatch
+            If an encoder is not the one that wrote the collection; the message names the field that differs.
+        NewerFormat, CorruptArtifact, ReadOnly
+        """
+        if mode not in ("r", "rw"):
+            raise ConfigurationError(f"mode is {mode!r}.", "Use 'r' to read or 'rw' to read and write.")
+        folder = Path(path)
+        lease = _take_lease(folder) if mode == "rw" else None
+        try:
+            store = SQLiteStore(folder / "store.sqlite", mode=mode)
+            try:
+                collection = cls(folder, store, _attach(folder, store, signals), lease)
+                if mode == "rw":
+                    collection._recover()
+            except BaseException:
+                store.close()
+                raise
+        except BaseException:
+            if lease is not None:
+                lease.release()
+            raise
+        return collection
+
+    def _recover(self) -> None:
+        for signal in self._signals.values():
+            signal.check_canaries()
+            signal.derived.clean()
+
+    def close(self) -> None:
+        """Checkpoint what has changed, release the lease. Safe to call twice."""
+        try:
+            if self._store.writable and self._lease is not None and self._lease.is_locked:
+                self.checkpoint()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._store.close()
+        if self._lease is not None:
+            self._lease.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:  # what was committed is safe; do not hide the error behind another
+            self._release()
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __repr__(self) -> str:
+        mode = "rw" if self._store.writable else "r"
+        return f"Collection({str(self.path)!r}, mode={mode!r}, signals={list(self._signals)})"
+
+    @property
+    def signals(self) -> list[str]:
+        """Names of the signals."""
+        return list(self._signals)
+
+    @property
+    def seq(self) -> int:
+        """Sequence number of the last commit that this object has seen."""
+        return self._store.seq
+
+    # Changing
+
+    def upsert(
+        self,
+        documents: Iterable[Document],
+        *,
+        embeddings: Mapping[str, Dense] | None = None,
+        batch_size: int = 512,
+        progress: bool | None = None,
+    ) -> UpsertReport:
+        """Insert or replace documents by id: an exact diff.
+
+        A document that has not changed is not written, a text that was encoded before is not encoded again.
+        Each batch is committed on its own: run it again after a crash and it goes on where it stopped.
+
+        Parameters
+        ----------
+        documents
+            Any number; an iterator is read batch by batch.
+        embeddings
+            Vectors by signal, ``(n, d)`` each, in the order of ``documents``, in place of encoding.
+        batch_size
+            Documents in one commit.
+        progress
+            Whether to show a bar; where None, on a terminal.
+
+        Raises
+        ------
+        InvalidInput
+            `EmptyText`, `DuplicateId`, `ShapeError`, `TruncationError`: a list is refused whole; of an iterator,
+            batches before the bad one are committed.
+        DiskFull, ReadOnly
+        """
+        self._check_writable()
+        upsert = Upsert(self._store, list(self._signals.values()), given=embeddings, batch_size=batch_size)
+        return upsert.run(documents, progress=progress)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete documents by id; returns how many were there.
+
+        They are gone from every search at once; their bytes leave the disk with `compact`.
+        """
+        self._check_writable()
+        if isinstance(ids, str):
+            raise InvalidInput(f"The ids are the bare string {ids[:40]!r}.", "Give a list: delete([id]).")
+        rows = np.array(sorted(self._store.find(list(ids)).values()), dtype=np.int64)
+        if len(rows):
+            self._store.commit([], rows)
+        return len(rows)
+
+    def checkpoint(self) -> None:
+        """Write the indexes to disk, so that the next opening need not replay."""
+        self._check_writable()
+        with self._lock.alone():
+            for signal in self._signals.values():
+                signal.derived.checkpoint()
+
+    def reindex(self, signal: str, index: Index[Any]) -> None:
+        """Fill another, empty index from the store, then switch to it; `rollback` switches back.
+
+        Searches of other processes go on in the old index until the switch, which is a rename.
+        """
+        self._check_writable()
+        if len(index):
+            raise ConfigurationError(f"The index holds {len(index)} rows already.", "Give an empty index.")
+        live = self._named(signal)
+        with self._lock.alone():
+            live.derived.reindex(index)
+
+    def rollback(self, signal: str) -> None:
+        """Go back to the index before the last `reindex`; documents committed since are in it too."""
+        self._check_writable()
+        live = self._named(signal)
+        with self._lock.alone():
+            live.derived.rollback()
+            live.derived.catch_up()
+
+    def compact(self) -> int:
+        """Take replaced and deleted versions off the disk and rebuild the indexes without them.
+
+        Returns
+        -------
+        int
+            How many versions were taken away.
+        """
+        self._check_writable()
+        with self._lock.alone():
+            removed = self._store.purge()
+            for signal in self._signals.values():
+                signal.derived.rebuild()
+        return removed
+
+    # Reading
+
+    def get(self, id: str) -> Document | None:  # noqa: A002 - the field's word
+        """A document by id, or None."""
+        with self._store.snapshot():
+            row = self._store.find([id]).get(id)
+            return None if row is None else self._store.fetch(np.array([row], dtype=np.int64))[0]
+
+    def documents(self, where: Filter | None = None) -> Iterator[Document]:
+        """Live documents, in order of arrival, a chunk at a time."""
+        with self._store.snapshot():
+            rows = self._store.matching(where)
+        for start in range(0, len(rows), 1024):
+            yield from self._store.fetch(rows[start : start + 1024])
+
+    def count(self, where: Filter | None = None) -> int:
+        """Live documents that pass."""
+        with self._store.snapshot():
+            return self._store.count() if where is None else len(self._store.matching(where))
+
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str]; the first match wins
+        self,
+        queries: str | Query,
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        signals: Sequence[str] | None = None,
+        fusion: Fusion | None = None,
+        options: Options | None = None,
+        embeddings: Mapping[str, Dense] | None = None,
+    ) -> Ranking: ...
+    @overload
+    def search(
+        self,
+        queries: Sequence[str | Query],
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        signals: Sequence[str] | None = None,
+        fusion: Fusion | None = None,
+        options: Options | None = None,
+        embeddings: Mapping[str, Dense] | None = None,
+    ) -> list[Ranking]: ...
+    def search(
+        self,
+        queries: str | Query | Sequence[str | Query],
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        signals: Sequence[str] | None = None,
+        fusion: Fusion | None = None,
+        options: Options | None = None,
+        embeddings: Mapping[str, Dense] | None = None,
+    ) -> Ranking | list[Ranking]:
+        """The k best documents for each query.
+
+        Parameters
+        ----------
+        queries
+            One query gives one ranking, a list gives a list.
+        k
+            Hits for each query; fewer where fewer documents match.
+        where
+            Only documents that pass; applied inside the search.
+        signals
+            Which signals to use; all where None.
+        fusion
+            How several signals are combined; ``Convex()`` (min-max, equal weights) where None. Every candidate
+            has its exact score on every signal.
+        options
+            Search settings of the indexes: ``{"dense": {"nprobe": 32}}``.
+        embeddings
+            Encoded queries by signal, ``(q, d)`` each, in place of encoding.
+
+        Returns
+        -------
+        Ranking or list of Ranking
+            Documents are read from the store when a ranking is first looked into.
+
+        Raises
+        ------
+        InvalidInput
+            `EmptyText`, `FilterError`, `ConfigurationError`, `ShapeError`.
+        """
+        request = Request(k, where, signals, fusion, options)
+        if isinstance(queries, str | Query):
+            return self._searcher.search([queries], request, embeddings or {})[0]
+        return self._searcher.search(queries, request, embeddings or {})
+
+    def explain(
+        self,
+        query: str | Query,
+        id: str,  # noqa: A002 - the field's word
+        *,
+        where: Filter | None = None,
+        signals: Sequence[str] | None = None,
+        fusion: Fusion | None = None,
+    ) -> Explanation:
+        """Why a document stands where it stands for a query: scores, ranks, terms, filter and plan.
+
+        Raises
+        ------
+        NotFound
+            If there is no such document.
+        """
+        return self._searcher.explain(query, id, Request(10, where, signals, fusion))
+
+    def retriever(
+        self,
+        k: int = 100,
+        *,
+        where: Filter | None = None,
+        signals: Sequence[str] | None = None,
+        fusion: Fusion | None = None,
+    ) -> CollectionRetriever:
+        """This collection as a stage: ``collection.retriever(k=50) >> reranker >> compressor``."""
+        return CollectionRetriever(self, k=k, where=where, signals=signals, fusion=fusion)
+
+    def stats(self) -> CollectionStats:
+        """Sizes, fields, and the state of each signal."""
+        with self._current(list(self._signals.values())), self._store.snapshot():
+            return CollectionStats(
+                documents=self._store.count(),
+                replaced=self._store.dead(),
+                seq=self._store.seq,
+                store_bytes=self._store.size(),
+                index_bytes=sum(f.stat().st_size for f in (self.path / "indexes").rglob("*") if f.is_file()),
+                fields={name: sorted(kinds) for name, kinds in sorted(self._store.fields().items())},
+                signals={name: self._signal_stats(signal) for name, signal in self._signals.items()},
+            )
+
+    def _signal_stats(self, signal: LiveSignal) -> dict[str, Any]:
+        return {
+            "model": signal.fingerprint.model,
+            "kind": signal.kind,
+            "dim": signal.fingerprint.dim,
+            "index": dict(signal.index.spec),
+            "rows": len(signal.index),
+            "checkpoint": signal.derived.saved,
+            "truncated": self._store.truncated(signal.number) if signal.stored else 0,
+        }
+
+    def verify(self) -> VerifyReport:
+        """Check every byte: the database, each checkpoint, and that every index holds exactly the live documents."""
+        problems = list(self._store.problems())
+        signals = list(self._signals.values())
+        for signal in signals:
+            problems += signal.derived.problems()
+        with self._current(signals), self._store.snapshot():
+            live = self._store.matching(None)
+            for signal in signals:
+                problems += signal.problems(live)
+        return VerifyReport(documents=len(live), problems=tuple(problems))
+
+    # Inside
+
+    def _named(self, name: str) -> LiveSignal:
+        if name not in self._signals:
+            raise ConfigurationError(f"There is no signal {name!r}.", f"There are: {', '.join(self._signals)}.")
+        return self._signals[name]
+
+    def _check_writable(self) -> None:
+        if not self._store.writable:
+            raise ReadOnly(f"{self.path} is open for reading.", "Open it with mode='rw'.")
+
+    @contextmanager
+    def _current(self, signals: Sequence[LiveSignal]) -> Iterator[None]:
+        """Hold the signals' indexes still, at the store's last commit."""
+        self._store.refresh()
+        if any(signal.derived.behind for signal in signals):
+            # All of them, so that one search never sees two states; the store's lock is taken inside, never around.
+            with self._lock.alone(), self._store.snapshot():
+                for signal in self._signals.values():
+                    signal.derived.catch_up()
+        with self._lock.shared():
+            yield
+
+
+class CollectionRetriever(Step[str | Query, Ranking]):
+    """A collection as a retrieval stage.
+
+    Parameters
+    ----------
+    collection
+        Open, or the path of one to open for reading.
+    k
+        Hits for each query.
+    where, signals, fusion
+        As in `Collection.search`; ``where`` may be the JSON of a filter.
+    """
+
+    def __init__(
+        self,
+        collection: Collection | str,
+        *,
+        k: int = 100,
+        where: Filter | dict[str, Any] | None = None,
+        signals: Sequence[str] | None = None,
+        fusion: Fusion | None = None,
+    ) -> None:
+        self.collection = Collection.open(collection, mode="r") if isinstance(collection, str) else collection
+        self.request = Request(k, from_json(where) if isinstance(where, dict) else where, signals, fusion)
+
+    @property
+    def spec(self) -> Spec:
+        r = self.request
+        return {
+            "type": "CollectionRetriever",
+            "collection": str(self.collection.path.absolute()),
+            "k": r.k,
+            "where": None if r.where is None else to_json(r.where),
+            "signals": None if r.signals is None else list(r.signals),
+            "fusion": None if r.fusion is None else dict(r.fusion.spec),
+        }
+
+    def __call__(self, batch: Sequence[str | Query], /) -> Sequence[Ranking]:
+        r = self.request
+        return self.collection.search(batch, r.k, where=r.where, signals=r.signals, fusion=r.fusion)
+
+
+def _take_lease(folder: Path) -> FileLock:
+    """The right to write, until released or the process dies: the operating system keeps it."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lease = FileLock(folder / "writer.lock", timeout=0)
+        try:
+            lease.acquire()
+        except Timeout as error:
+            owner = folder / "writer.pid"
+            who = f" by process {owner.read_text()}" if owner.is_file() else ""
+            raise WriterBusy(f"{folder} is being written{who}.", "Close it there, or open it with mode='r'.") from error
+        try:
+            replace_text(folder / "writer.pid", str(os.getpid()))
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+
+def _attach(folder: Path, store: SQLiteStore, given: Signals | None) -> dict[str, LiveSignal]:
+    """The collection's signals: declared if it is new, checked against what was given if it is not."""
+    known = store.signals()
+    if not known:
+        if not store.writable:
+            raise NotFound(f"{folder} was not finished being made.", "Open it with mode='rw'.")
+        chosen = hybrid() if given is None else given
+        _check_names(chosen)
+        store.declare({name: describe(signal) for name, signal in chosen.items()})
+        known, given = store.signals(), chosen
+    elif given is not None and set(given) != set(known):
+        raise ConfigurationError(f"The signals given are {sorted(given)}.", f"This collection has {sorted(known)}.")
+    live = {
+        name: LiveSignal(
+            name,
+            number,
+            config=config,
+            store=store,
+            folder=folder / "indexes" / name,
+            given=given[name].encoder if given else None,
+        )
+        for name, (number, config) in known.items()
+    }
+    for name, signal in (given or {}).items():
+        if dict(signal.index.spec) != dict(live[name].derived.spec):
+            problem = (
+                f"The index given for {name!r} is {signal.index.spec}, the collection's is {live[name].derived.spec}."
+            )
+            raise ConfigurationError(problem, f"Switch with collection.reindex({name!r}, index).")
+    return live
+
+
+def _check_names(signals: Signals) -> None:
+    if not 0 < len(signals) <= SIGNALS:
+        raise ConfigurationError(f"{len(signals)} signals were given.", f"A collection has 1 to {SIGNALS}.")
+    for name in signals:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+            raise ConfigurationError(f"A signal cannot be named {name!r}.", "Use letters, digits, '-' and '_'.")

@@ -1,0 +1,253 @@
+"""An index as a cache that replays the store.
+
+``indexes/<signal>/CURRENT`` names a generation, a folder beside it that holds the saved index and the sequence
+number it has reached. Opening takes the newest generation that verifies and replays what the store has
+committed since, or rebuilds. So nothing that happens to an index can lose data.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text
+from reperio.embeddings import Ids
+from reperio.errors import CorruptArtifact, NewerFormat, NotFound
+from reperio.protocols import Index, Spec, Trainable
+from reperio.registry import build, resolve
+
+CHUNK = 4096
+"""Rows read from the store at a time while an index replays: the bound on its memory beside the index itself."""
+
+KEPT = 2
+"""Generations kept: the current one and the one to roll back to."""
+
+
+class Log(Protocol):
+    """What an index replays: the store, seen from one signal."""
+
+    uuid: str
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def floor(self) -> int: ...
+    def added_since(self, seq: int, /) -> Ids: ...
+    def removed_since(self, seq: int, /) -> Ids: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """Which generation is in use, and what a rebuild would build."""
+
+    spec: Spec
+    generation: str | None = None
+    previous: str | None = None
+
+
+class DerivedIndex:
+    """One signal's index, its checkpoints, and how far it has replayed.
+
+    Parameters
+    ----------
+    folder
+        ``indexes/<signal>``.
+    log
+        The store.
+    embed
+        Rows → their embeddings, in order.
+    spec
+        What to build where there is no checkpoint.
+    fingerprint
+        Digest of the encoder; a checkpoint of another is not used.
+    """
+
+    def __init__(self, folder: Path, log: Log, embed: Callable[[Ids], Any], *, spec: Spec, fingerprint: str) -> None:
+        self.folder = folder
+        self.seq = 0
+        self.saved = -1
+        self._log = log
+        self._embed = embed
+        self._declared = spec
+        self._fingerprint = fingerprint
+        self._stamp: tuple[int, int] | None = None
+        self._index: Index[Any] | None = None
+
+    @property
+    def index(self) -> Index[Any]:
+        """The index as far as it has caught up; loaded on first use."""
+        if self._index is None:
+            self.catch_up()
+        assert self._index is not None
+        return self._index
+
+    @property
+    def spec(self) -> Spec:
+        """What a rebuild would build."""
+        return self._current().spec
+
+    @property
+    def behind(self) -> bool:
+        """Whether the index is not loaded, or not at the store's last commit."""
+        return self._stale or self.seq < self._log.seq
+
+    @property
+    def _stale(self) -> bool:
+        return self._index is None or self._stamp != self._stamp_of_current() or self.seq < self._log.floor
+
+    def catch_up(self) -> None:
+        """Replay what the store has committed since; load or rebuild first where needed."""
+        if self._stale:
+            self._load()
+        if self.seq < self._log.seq and self._index is not None:
+            self._replay(self._index, self.seq)
+            self.seq = self._log.seq
+
+    def _load(self) -> None:
+        for _ in range(3):  # a writer may remove the generation that CURRENT named a moment ago
+            self._stamp = self._stamp_of_current()
+            current = self._current()
+            if current.generation is not None:
+                try:
+                    self._index, self.seq = self._open(current.generation, current.spec)
+                except (CorruptArtifact, NewerFormat, NotFound):
+                    if self._stamp != self._stamp_of_current():
+                        continue
+                else:
+                    self.saved = self.seq
+                    return
+            break
+        self._index, self.seq, self.saved = build(self._current().spec), 0, -1
+
+    def _open(self, name: str, spec: Spec) -> tuple[Index[Any], int]:
+        meta = read_folder(self.folder / name, "generation")
+        if meta["store"] != self._log.uuid or meta["fingerprint"] != self._fingerprint:
+            raise CorruptArtifact(f"{self.folder / name} was made for another collection.", "Rebuild it.")
+        if not self._log.floor <= meta["seq"] <= self._log.seq:
+            raise CorruptArtifact(f"{self.folder / name} cannot be replayed from {meta['seq']}.", "Rebuild it.")
+        if meta["spec"] != dict(spec):
+            raise CorruptArtifact(f"{self.folder / name} is another kind of index.", "Rebuild it.")
+        opened: Index[Any] = resolve(meta["spec"]["type"]).open(self.folder / name / "index")
+        return opened, int(meta["seq"])
+
+    def _replay(self, index: Index[Any], since: int) -> None:
+        removed, added = self._log.removed_since(since), self._log.added_since(since)
+        if len(removed):
+            index.remove(removed)
+        self._train(index, added)
+        for start in range(0, len(added), CHUNK):
+            rows = added[start : start + CHUNK]
+            index.add(rows, self._embed(rows))
+
+    def _train(self, index: Index[Any], added: Ids) -> None:
+        """Learn from a random sample: the first rows of an ordered corpus are not like the rest."""
+        if isinstance(index, Trainable) and 0 < index.training_size <= len(added):
+            sample = np.sort(np.random.default_rng(0).choice(added, index.training_size, replace=False))
+            index.train(self._embed(sample))
+
+    # Generations
+
+    def _current(self) -> Current:
+        try:
+            data = json.loads((self.folder / "CURRENT").read_text(encoding="utf-8"))
+            return Current(data["spec"], data["generation"], data["previous"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return Current(self._declared)
+
+    def _stamp_of_current(self) -> tuple[int, int]:
+        try:
+            found = (self.folder / "CURRENT").stat()
+        except FileNotFoundError:
+            return (0, 0)
+        return (found.st_ino, found.st_mtime_ns)
+
+    def checkpoint(self) -> bool:
+        """Write a new generation if the index has moved on, and switch to it; True if one was written."""
+        self.catch_up()
+        index = self.index
+        if self.saved == self.seq:
+            return False
+        current = self._current()
+        # A checkpoint is the same index further on: what can be rolled back to stays what it was.
+        self._switch(index, self.seq, current.spec, previous=current.previous)
+        return True
+
+    def reindex(self, index: Index[Any]) -> None:
+        """Fill another, empty index from the store beside the one in use, then switch to it."""
+        current = self._current()
+        self._replay(index, 0)
+        self._switch(index, self._log.seq, index.spec, previous=current.generation)
+        self._index, self.seq = index, self._log.seq
+
+    def rebuild(self) -> None:
+        """Fill a fresh index of the same kind from the store and save it."""
+        current = self._current()
+        index: Index[Any] = build(current.spec)
+        self._replay(index, 0)
+        self._switch(index, self._log.seq, current.spec, previous=current.previous)
+        self._index, self.seq = index, self._log.seq
+
+    def rollback(self) -> None:
+        """Switch back to the index before the last `reindex`; a second call undoes the first.
+
+        Raises
+        ------
+        NotFound
+            If there is none.
+        """
+        current = self._current()
+        if current.previous is None:
+            raise NotFound(f"{self.folder.name} has no earlier index to roll back to.", "Only a reindex makes one.")
+        spec = read_folder(self.folder / current.previous, "generation")["spec"]
+        self._write_current(Current(spec, current.previous, current.generation))
+        self._index = None
+
+    def _switch(self, index: Index[Any], seq: int, spec: Spec, *, previous: str | None) -> None:
+        name = self._new_name(seq)
+        meta = {"store": self._log.uuid, "fingerprint": self._fingerprint, "seq": seq, "spec": dict(spec)}
+        with new_folder(self.folder / name, "generation", meta) as folder:
+            index.save(folder / "index")
+        self._write_current(Current(spec, name, previous))
+        self.saved = seq
+        self._prune(name, previous)
+
+    def _new_name(self, seq: int) -> str:
+        taken = {path.name for path in self._generations()}
+        return next(name for i in range(len(taken) + 1) if (name := f"{seq:012d}-{i}") not in taken)
+
+    def _write_current(self, current: Current) -> None:
+        data = {"generation": current.generation, "previous": current.previous, "spec": dict(current.spec)}
+        replace_text(self.folder / "CURRENT", json.dumps(data, indent=1))
+        self._stamp = self._stamp_of_current()
+
+    def _prune(self, *kept: str | None) -> None:
+        with disk_errors(self.folder):
+            for path in self._generations():
+                if path.name not in kept:
+                    shutil.rmtree(path)
+
+    def _generations(self) -> Iterator[Path]:
+        if self.folder.is_dir():
+            yield from (path for path in sorted(self.folder.iterdir()) if path.is_dir())
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong on disk; a checkpoint that does not verify costs a rebuild, never data."""
+        current = self._current()
+        for name in (current.generation, current.previous):
+            if name is not None:
+                try:
+                    meta = read_folder(self.folder / name, "generation")
+                    resolve(meta["spec"]["type"]).open(self.folder / name / "index")
+                except (CorruptArtifact, NewerFormat, NotFound) as error:
+                    yield f"indexes/{self.folder.name}: {error.problem}"
+
+    def clean(self) -> None:
+        """Remove what a killed writer left: folders half written, or whole and never switched to."""
+        current = self._current()
+        self._prune(current.generation, current.previous)

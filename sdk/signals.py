@@ -1,0 +1,225 @@
+"""A signal: an encoder and an index of the same kind of embedding, under a name."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+
+from reperio.derived import DerivedIndex
+from reperio.embeddings import Dense, Ids, IdSet, Kind, from_bytes, to_bytes
+from reperio.errors import ConfigurationError, FingerprintMismatch, UnsupportedOperation
+from reperio.indexes.flat import FlatIndex
+from reperio.protocols import Encoder, Index
+from reperio.registry import build
+from reperio.stores.sqlite import SQLiteStore, Vector
+from reperio.types import Fingerprint, Neighbors
+
+E = TypeVar("E")
+
+CANARIES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Größe 42, naïve café, 東京タワー.",
+    "def merge(*iterables, key=None, reverse=False): ...",
+)
+"""Encoded when a collection is made and again whenever it is opened for writing."""
+
+CANARY_TOLERANCE = 1e-3
+"""Largest difference of any value of a canary's embedding, relative to its largest: hardware stays below it,
+another model does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal(Generic[E]):
+    """One way to find documents, as given when a collection is made.
+
+    Attributes
+    ----------
+    encoder
+        Texts → embeddings of kind ``E``.
+    index
+        Empty; finds embeddings of the same kind ``E``.
+    stored
+        Whether embeddings are kept in the store. False where encoding again is cheaper than reading back.
+    """
+
+    encoder: Encoder[E]
+    index: Index[E]
+    stored: bool = True
+
+
+def describe(signal: Signal[Any]) -> dict[str, Any]:
+    """What the store keeps of a signal, canary embeddings included."""
+    if len(signal.index):
+        raise ConfigurationError(f"The index holds {len(signal.index)} rows already.", "Give an empty index.")
+    return {
+        "encoder": dict(signal.encoder.spec),
+        "fingerprint": asdict(signal.encoder.fingerprint),
+        "index": dict(signal.index.spec),
+        "stored": signal.stored,
+        "canaries": _canaries(signal.encoder),
+    }
+
+
+def _canaries(encoder: Encoder[Any]) -> list[str] | None:
+    """Hexadecimal rows, queries first; None for an encoder that encodes nothing itself."""
+    try:
+        both = (encoder.encode_query(CANARIES), encoder.encode_document(CANARIES))
+    except UnsupportedOperation:
+        return None
+    return [row.hex() for encoded in both for row in to_bytes(encoded.embeddings)]
+
+
+class LiveSignal:
+    """A signal of an open collection.
+
+    Parameters
+    ----------
+    name, number
+        Its name, and its number in the store.
+    config
+        What `describe` wrote.
+    store
+        The collection's store.
+    folder
+        ``indexes/<name>``.
+    given
+        The encoder that the caller brought; built from the configuration on first use where None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        *,
+        config: Mapping[str, Any],
+        store: SQLiteStore,
+        folder: Path,
+        given: Encoder[Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.stored = bool(config["stored"])
+        self.fingerprint = Fingerprint(
+            **{**config["fingerprint"], "fields": tuple((a, b) for a, b in config["fingerprint"]["fields"])}
+        )
+        self._config = config
+        self._store = store
+        self._lock = threading.Lock()
+        self._encoder: Encoder[Any] | None = None
+        if given is not None:
+            self._encoder = self._checked(given)
+        digest = self.fingerprint.digest
+        self.derived = DerivedIndex(folder, store, self.embed, spec=config["index"], fingerprint=digest)
+
+    @property
+    def encoder(self) -> Encoder[Any]:
+        """The encoder that wrote the collection, or an error that says how it differs."""
+        with self._lock:
+            if self._encoder is None:
+                self._encoder = self._checked(build(self._config["encoder"]))
+            return self._encoder
+
+    def _checked(self, encoder: Encoder[Any]) -> Encoder[Any]:
+        differences = encoder.fingerprint.differences(self.fingerprint)
+        if differences:
+            raise FingerprintMismatch(
+                f"The signal {self.name!r} was written by another encoder, which differs in {'; '.join(differences)}.",
+                "Open the collection with the encoder that wrote it, or make a new collection.",
+            )
+        return encoder
+
+    def check_canaries(self) -> None:
+        """Encode the canary texts again: a model changed under the same name and hash is caught here.
+
+        Raises
+        ------
+        FingerprintMismatch
+        """
+        wanted = self._config["canaries"]
+        if wanted is None:
+            return
+        found = _canaries(self.encoder) or []
+        for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
+            if a != b and not self._close(bytes.fromhex(a), bytes.fromhex(b)):
+                raise FingerprintMismatch(
+                    f"The encoder of the signal {self.name!r} gives another embedding for the canary text "
+                    f"{CANARIES[i % len(CANARIES)]!r} than when the collection was made.",
+                    "Restore the model's files and libraries, or make a new collection.",
+                )
+
+    def _close(self, a: bytes, b: bytes) -> bool:
+        if self.kind == "sparse" or len(a) != len(b):
+            return False
+        x, y = np.frombuffer(a, dtype="<f4"), np.frombuffer(b, dtype="<f4")
+        return bool(np.abs(x - y).max() <= CANARY_TOLERANCE * np.abs(x).max())
+
+    @property
+    def kind(self) -> Kind:
+        """Which kind of embedding."""
+        return cast("Kind", self.fingerprint.kind)
+
+    @property
+    def index(self) -> Index[Any]:
+        """The index, caught up with the store."""
+        return self.derived.index
+
+    @property
+    def scans_exactly(self) -> bool:
+        """Whether a small set of rows is best scored one by one, past the index."""
+        return self.kind == "dense" and self.stored
+
+    def encode(self, texts: Sequence[str]) -> list[Vector]:
+        """Documents' embeddings, ready to be stored."""
+        encoded = self.encoder.encode_document(texts)
+        rows = zip(to_bytes(encoded.embeddings), encoded.token_counts, encoded.truncated, strict=True)
+        return [Vector(value, int(tokens), bool(cut)) for value, tokens, cut in rows]
+
+    def embed(self, rows: Ids) -> Any:
+        """Embeddings of stored documents, in this order."""
+        if not self.stored:
+            return self.encoder.encode_document(self._store.texts(rows)).embeddings
+        found = self._store.vectors(self.number, rows)
+        return from_bytes([found[row].value for row in rows.tolist()], self.kind, dim=self.fingerprint.dim)
+
+    def exact(self, rows: Ids) -> Index[Any]:
+        """An exact index over just these rows, from the store."""
+        flat = FlatIndex(self.index.spec.get("metric", "ip"))
+        flat.add(rows, self.embed(rows))
+        return flat
+
+    def score(self, queries: Any, rows: Ids) -> Dense:
+        """Exact scores of rows, ``(q, m)``; ``-inf`` where a row is -1."""
+        if self.index.lossless:
+            return self.index.score(queries, rows)
+        held = np.unique(rows)
+        return self.exact(held[held >= 0]).score(queries, rows)
+
+    def rescore(self, queries: Any, found: Neighbors) -> Neighbors:
+        """The same rows with exact scores, best first."""
+        scores = self.score(queries, found.ids)
+        order = np.lexsort((found.ids, -scores), axis=1)
+        return Neighbors(np.take_along_axis(found.ids, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
+    def problems(self, live: IdSet) -> Iterator[str]:
+        """Where the signal does not hold exactly the live documents; ``live`` are their rows."""
+        held = self.index.ids
+        for what, rows in (("lacks", np.setdiff1d(live, held)), ("still holds", np.setdiff1d(held, live))):
+            if len(rows):
+                yield f"{self.name}: the index {what} {len(rows)} documents, row {rows[0]} the first"
+        width = 4 * self.fingerprint.dim
+        for start in range(0, len(live) if self.stored else 0, 4096):
+            rows = live[start : start + 4096]
+            found = self._store.vectors(self.number, rows)
+            missing = [row for row in rows.tolist() if row not in found]
+            if missing:
+                yield f"{self.name}: {len(missing)} documents have no stored embedding, row {missing[0]} the first"
+            values = [v.value for v in found.values()]
+            if self.kind == "dense" and any(len(value) != width for value in values):
+                yield f"{self.name}: a stored embedding is not {width} bytes long"
+            elif not np.isfinite(np.frombuffer(b"".join(values), dtype="<f4")).all() and self.kind == "dense":
+                yield f"{self.name}: a stored embedding holds NaN or infinity"

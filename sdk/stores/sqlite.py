@@ -1,0 +1,422 @@
+"""One SQLite file: documents, metadata, embeddings and their sequence numbers. The truth of a collection."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+from uuid import uuid4
+
+import numpy as np
+
+from reperio import filters
+from reperio.artifacts import disk_errors
+from reperio.embeddings import Ids, IdSet
+from reperio.errors import CorruptArtifact, InvalidInput, NewerFormat, NotFound, ReadOnly, StaleResult
+from reperio.filters import Filter
+from reperio.stores import schema
+from reperio.stores.where import compile_filter
+from reperio.types import Document
+
+Mode: TypeAlias = Literal["r", "rw"]
+
+_IN_ROWS = "row IN (SELECT value FROM json_each(?))"
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """One stored embedding: its bytes, the tokens of its text (None where given by the caller), and if cut."""
+
+    value: bytes
+    tokens: int | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the store holds of a live document."""
+
+    row: int
+    text_hash: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A new version of a document, ready to be committed."""
+
+    document: Document
+    metadata: str
+    provenance: str | None
+    text_hash: bytes
+    digest: bytes
+    vectors: dict[int, Vector] = field(default_factory=dict[int, Vector])
+
+    @classmethod
+    def of(cls, document: Document) -> Entry:
+        """Pack a document; raises `InvalidInput` naming what cannot be stored."""
+        metadata, provenance = schema.pack_metadata(document), schema.pack_provenance(document.provenance)
+        try:
+            hashed = schema.text_hash(document.text)
+            document.id.encode()
+        except UnicodeEncodeError as error:
+            problem = f"Document {document.id!r} holds half a character at position {error.start}: {error.reason}."
+            raise InvalidInput(problem, "Decode the source with errors='replace'.") from error
+        return cls(document, metadata, provenance, hashed, schema.digest(hashed, metadata, provenance))
+
+
+class SQLiteStore:
+    """A `Store` in one file, in WAL mode, fsynced at every commit.
+
+    Parameters
+    ----------
+    path
+        The database file.
+    mode
+        ``"rw"`` creates the file if it is absent; ``"r"`` never writes.
+
+    Notes
+    -----
+    One connection, one lock: safe to use from several threads. Writers in other processes are seen at the next
+    `refresh`.
+    """
+
+    def __init__(self, path: Path, *, mode: Mode = "rw") -> None:
+        self.path = path
+        self.writable = mode == "rw"
+        self._lock = threading.RLock()
+        self._matching: OrderedDict[tuple[int, str], IdSet] = OrderedDict()
+        if not self.writable and not path.is_file():
+            raise NotFound(f"There is no collection at {path.parent}.", "Open it with mode='rw' to create it.")
+        with disk_errors(path):
+            self._connection = self._connect()
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
+        self._seen = -1
+        self.seq = -1
+        self.floor = -1
+        self.refresh()
+
+    def _connect(self) -> sqlite3.Connection:
+        target = quote(str(self.path.absolute()))
+        suffix = "rwc" if self.writable else "ro"
+        try:
+            return self._open(f"file:{target}?mode={suffix}")
+        except sqlite3.OperationalError:
+            # A finished collection on read-only media has no WAL, and SQLite may not make one: nothing can change.
+            wal = self.path.with_name(self.path.name + "-wal")
+            if self.writable or (wal.exists() and wal.stat().st_size):
+                raise
+            return self._open(f"file:{target}?mode=ro&immutable=1")
+
+    def _open(self, uri: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+        try:
+            connection.execute("PRAGMA cache_size = -32768")
+            connection.create_function("from_hex", 1, bytes.fromhex, deterministic=True)
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+        if version > schema.FORMAT and application == schema.APPLICATION_ID:
+            problem = f"{self.path} has format {version}; this release reads up to {schema.FORMAT}."
+            raise NewerFormat(problem, "Upgrade reperio.")
+        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and application != schema.APPLICATION_ID:
+            raise CorruptArtifact(f"{self.path} is not a collection.", "Check the path.")
+        if not self.writable:
+            if not tables:
+                raise NotFound(f"There is no collection at {self.path.parent}.", "Open it with mode='rw' to create it.")
+            return
+        if not tables:
+            self._create()
+        self._connection.execute("PRAGMA synchronous = FULL")
+
+    def _create(self) -> None:
+        self._connection.execute("PRAGMA page_size = 8192")
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        with self.transaction():
+            for statement in filter(str.strip, schema.TABLES.split(";\n")):
+                self._connection.execute(statement)
+            rows = [("seq", "0"), ("floor", "0"), ("uuid", uuid4().hex)]
+            self._connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            self._connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID:d}")
+            self._connection.execute(f"PRAGMA user_version = {schema.FORMAT:d}")
+
+    def close(self) -> None:
+        """Release the file. Safe to call twice."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is committed, fsynced, or undone."""
+        if not self.writable:
+            raise ReadOnly(f"{self.path.parent} is open for reading.", "Open it with mode='rw'.")
+        with self._lock, disk_errors(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[int]:
+        """Everything read inside is of one commit; gives its sequence number."""
+        with self._lock, disk_errors(self.path):
+            nested = self._connection.in_transaction
+            if not nested:
+                self._connection.execute("BEGIN")
+            try:
+                self.refresh()
+                yield self.seq
+            finally:
+                if not nested:
+                    self._connection.execute("COMMIT")
+
+    def refresh(self) -> bool:
+        """See what other processes have committed; True if there was anything."""
+        with self._lock, disk_errors(self.path):
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            if version == self._seen:
+                return False
+            self._seen = version
+            found = dict(
+                self._connection.execute("SELECT name, value FROM meta WHERE name IN ('seq', 'floor', 'uuid')")
+            )
+            self.seq, self.floor, self.uuid = int(found["seq"]), int(found["floor"]), found["uuid"]
+            return True
+
+    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        with self._lock, disk_errors(self.path):
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def _column(self, sql: str, parameters: Sequence[Any] = ()) -> Ids:
+        return np.fromiter((row for (row,) in self._read(sql, parameters)), dtype=np.int64)
+
+    # Signals
+
+    def signals(self) -> dict[str, tuple[int, dict[str, Any]]]:
+        """Number and configuration of each signal, by name, in the order in which they were declared."""
+        rows = self._read("SELECT number, name, config FROM signals ORDER BY number")
+        return {name: (number, json.loads(config)) for number, name, config in rows}
+
+    def declare(self, signals: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the signals' configurations, once, when the collection is made."""
+        rows = [(number, name, json.dumps(config)) for number, (name, config) in enumerate(signals.items())]
+        with self.transaction():
+            self._connection.executemany("INSERT INTO signals VALUES (?, ?, ?)", rows)
+
+    # Reading
+
+    def count(self) -> int:
+        """Live documents."""
+        return int(self._read("SELECT count(*) FROM documents WHERE removed IS NULL")[0][0])
+
+    def dead(self) -> int:
+        """Versions that were replaced or deleted and not yet compacted away."""
+        return int(self._read("SELECT count(*) FROM documents WHERE removed IS NOT NULL")[0][0])
+
+    def fetch(self, rows: Ids, /) -> list[Document]:
+        """Documents by row key, in this order.
+
+        Raises
+        ------
+        StaleResult
+            If compaction has taken one of them away.
+        """
+        sql = f"SELECT row, id, text, metadata, provenance FROM documents WHERE {_IN_ROWS}"
+        found = {row[0]: row[1:] for row in self._read(sql, (_array(rows),))}
+        try:
+            return [schema.unpack(found[row]) for row in rows.tolist()]
+        except KeyError as error:
+            problem = f"Row {error.args[0]} was deleted and compacted away after this result was found."
+            raise StaleResult(problem, "Search again.") from error
+
+    def texts(self, rows: Ids, /) -> list[str]:
+        """Texts by row key, in this order."""
+        found = dict(self._read(f"SELECT row, text FROM documents WHERE {_IN_ROWS}", (_array(rows),)))
+        return [found[row] for row in rows.tolist()]
+
+    def names(self, rows: Ids, /) -> list[str]:
+        """Document ids by row key, in this order."""
+        found = dict(self._read(f"SELECT row, id FROM documents WHERE {_IN_ROWS}", (_array(rows),)))
+        return [found[row] for row in rows.tolist()]
+
+    def find(self, ids: Sequence[str], /) -> dict[str, int]:
+        """Row keys of live documents by id; absent ids are left out."""
+        return {name: known.row for name, known in self.known(ids).items()}
+
+    def known(self, ids: Sequence[str], /) -> dict[str, Known]:
+        """What is held of each live document; absent ids are left out."""
+        sql = (
+            "SELECT id, row, text_hash, digest FROM documents "
+            "WHERE id IN (SELECT value FROM json_each(?)) AND removed IS NULL"
+        )
+        return {name: Known(row, hashed, digest) for name, row, hashed, digest in self._read(sql, (json.dumps(ids),))}
+
+    def matching(self, condition: Filter | None, /) -> IdSet:
+        """Row keys of live documents that pass, sorted.
+
+        Raises
+        ------
+        FilterError
+            On a field that no document has, or a value of a type that the field never had.
+        """
+        if condition is None:
+            return self._column("SELECT row FROM documents WHERE removed IS NULL ORDER BY row")
+        filters.check(condition, self.fields())
+        key = (self.seq, str(filters.to_json(condition)))
+        with self._lock:
+            if key not in self._matching:
+                sql, values = compile_filter(condition)
+                rows = self._column(f"SELECT row FROM documents WHERE removed IS NULL AND {sql} ORDER BY row", values)
+                self._matching[key] = rows
+                while len(self._matching) > 32:
+                    self._matching.popitem(last=False)
+            return self._matching[key]
+
+    def fields(self) -> dict[str, set[str]]:
+        """Every metadata field that a document has had, and the kinds of its values."""
+        out: dict[str, set[str]] = {}
+        for name, kind in self._read("SELECT name, kind FROM fields"):
+            out.setdefault(name, set()).add(kind)
+        return out
+
+    def vectors(self, signal: int, rows: Ids, /) -> dict[int, Vector]:
+        """Stored embeddings of a signal by row key; rows without one are left out."""
+        keys = rows * schema.SIGNALS + signal
+        sql = "SELECT key, value, tokens, truncated FROM embeddings WHERE key IN (SELECT value FROM json_each(?))"
+        found = self._read(sql, (_array(keys),))
+        return {key // schema.SIGNALS: Vector(value, tokens, bool(cut)) for key, value, tokens, cut in found}
+
+    def reusable(self, signal: int, hashes: Iterable[bytes], /) -> dict[bytes, Vector]:
+        """Embeddings that the encoder made before for the same texts, also of documents deleted since."""
+        sql = (
+            "SELECT d.text_hash, e.value, e.tokens, e.truncated FROM documents AS d "
+            "JOIN embeddings AS e ON e.key = d.row * 64 + ? "
+            "WHERE d.text_hash IN (SELECT from_hex(value) FROM json_each(?)) AND e.tokens IS NOT NULL"
+        )
+        found = self._read(sql, (signal, json.dumps([h.hex() for h in hashes])))
+        return {hashed: Vector(value, tokens, bool(cut)) for hashed, value, tokens, cut in found}
+
+    def truncated(self, signal: int) -> int:
+        """Live documents whose text was cut for this signal."""
+        sql = (
+            "SELECT count(*) FROM documents AS d JOIN embeddings AS e ON e.key = d.row * 64 + ? "
+            "WHERE d.removed IS NULL AND e.truncated"
+        )
+        return int(self._read(sql, (signal,))[0][0])
+
+    # Replay
+
+    def added_since(self, seq: int, /) -> Ids:
+        """Live rows committed after ``seq``, in order."""
+        return self._column("SELECT row FROM documents WHERE added > ? AND removed IS NULL ORDER BY row", (seq,))
+
+    def removed_since(self, seq: int, /) -> Ids:
+        """Rows removed after ``seq`` that were there at ``seq``."""
+        return self._column("SELECT row FROM documents WHERE removed > ? AND added <= ? ORDER BY row", (seq, seq))
+
+    # Writing
+
+    def commit(self, entries: Sequence[Entry], removed: Ids) -> int:
+        """Add new versions and remove old ones in one transaction; returns its sequence number.
+
+        When this returns, the change is on disk.
+        """
+        with self.transaction():
+            seq = self.seq + 1
+            (last,) = self._connection.execute(
+                "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'documents'), 0)"
+            ).fetchone()
+            if len(removed):
+                sql = f"UPDATE documents SET removed = ? WHERE {_IN_ROWS} AND removed IS NULL"
+                self._connection.execute(sql, (seq, _array(removed)))
+            rows = range(last + 1, last + 1 + len(entries))
+            self._connection.executemany(
+                "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                (
+                    (row, e.document.id, e.document.text, e.metadata, e.provenance, e.text_hash, e.digest, seq)
+                    for row, e in zip(rows, entries, strict=True)
+                ),
+            )
+            self._connection.executemany(
+                "INSERT INTO embeddings VALUES (?, ?, ?, ?)",
+                (
+                    (row * schema.SIGNALS + signal, v.value, v.tokens, int(v.truncated))
+                    for row, e in zip(rows, entries, strict=True)
+                    for signal, v in e.vectors.items()
+                ),
+            )
+            kinds = {pair for metadata in {e.metadata for e in entries} for pair in schema.kinds(metadata)}
+            self._connection.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?)", kinds)
+            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'seq'", (str(seq),))
+        self.seq = seq
+        return seq
+
+    @contextmanager
+    def each_once(self) -> Iterator[Any]:
+        """Give a function that returns the ids of a batch seen before, on disk where they are many."""
+        # A private database: the ids of a stream may not fit in memory, and must not touch the collection.
+        with closing(sqlite3.connect("", isolation_level=None)) as seen:
+            seen.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
+
+            def repeated(ids: Sequence[str]) -> list[str]:
+                batch = json.dumps(ids)
+                found = seen.execute("SELECT id FROM seen WHERE id IN (SELECT value FROM json_each(?))", (batch,))
+                out = [name for (name,) in found]
+                seen.execute("INSERT OR IGNORE INTO seen SELECT value FROM json_each(?)", (batch,))
+                return out
+
+            yield repeated
+
+    def purge(self) -> int:
+        """Drop the versions that were replaced or deleted, with their embeddings; returns how many.
+
+        An index older than this cannot be replayed, which `floor` records.
+        """
+        with self.transaction():
+            dead = self._column("SELECT row FROM documents WHERE removed IS NOT NULL")
+            low, high = dead * schema.SIGNALS, dead * schema.SIGNALS + schema.SIGNALS - 1
+            spans = zip(low.tolist(), high.tolist(), strict=True)
+            self._connection.executemany("DELETE FROM embeddings WHERE key BETWEEN ? AND ?", spans)
+            self._connection.execute("DELETE FROM documents WHERE removed IS NOT NULL")
+            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'floor'", (str(self.seq),))
+        self.floor = self.seq
+        with self._lock, disk_errors(self.path):
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return len(dead)
+
+    def problems(self) -> list[str]:
+        """What SQLite's own integrity check finds; empty when sound."""
+        rows = self._read("PRAGMA integrity_check")
+        return [f"{self.path.name}: {text}" for (text,) in rows if text != "ok"]
+
+    def size(self) -> int:
+        """Bytes on disk, the write-ahead log included."""
+        files = (self.path, self.path.with_name(self.path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _array(values: Ids) -> str:
+    return json.dumps(values.tolist())

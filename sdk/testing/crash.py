@@ -1,0 +1,190 @@
+"""Kill a writer at a random moment, look at what it left, again and again.
+
+A worker process changes a collection without end and notes each change in a log before it starts and after it
+returns. It is killed with SIGKILL. Whatever had returned must be there; of the one change that was under way,
+any prefix of its commits may be. SIGKILL shows what a crash of the process leaves, not a loss of power.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reperio.collection import Collection
+from reperio.encoders.bm25 import BM25Encoder
+from reperio.encoders.hashing import HashEncoder
+from reperio.indexes.bm25 import BM25Index
+from reperio.indexes.faiss import FaissIndex
+from reperio.protocols import Index
+from reperio.signals import Signal
+from reperio.types import Document
+
+FACTORIES = ("Flat", "HNSW16", "IVF4,Flat", "SQ8")
+"""Indexes that the worker switches between."""
+
+IDS = 400
+BATCH = 16
+
+
+def signals() -> dict[str, Signal[Any]]:
+    """A small hybrid that needs no model."""
+    return {
+        "bm25": Signal(BM25Encoder(), BM25Index(), stored=False),
+        "dense": Signal(HashEncoder(32), FaissIndex()),
+    }
+
+
+def _text(name: str, version: int) -> str:
+    return f"document {name} in version {version} about topic{version % 17}"
+
+
+class Worker:
+    """Changes a collection for ever.
+
+    Parameters
+    ----------
+    folder
+        Holds the collection and the log.
+    seed
+        Decides what is done.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._log = os.open(folder / "log.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._version = time.time_ns()
+        self._collection = Collection.open(folder / "collection", signals=signals() if seed == 0 else None)
+
+    def run(self) -> None:
+        """Go on until killed; says on standard output when it begins and what it is at."""
+        steps = [self.upsert, self.upsert, self.upsert, self.delete, self.checkpoint, self.reindex, self.compact]
+        weights = [4, 4, 4, 2, 3, 3, 1]
+        while True:
+            (step,) = self._random.choices(steps, weights)
+            sys.stdout.write(f"{step.__name__}\n")
+            sys.stdout.flush()
+            step()
+
+    def _note(self, state: str, changes: Mapping[str, int | None]) -> None:
+        os.write(self._log, (json.dumps([state, changes]) + "\n").encode())
+
+    def upsert(self) -> None:
+        """Some documents in new versions, in several commits."""
+        names = self._random.sample(range(IDS), self._random.randint(1, 4 * BATCH))
+        self._version += 1
+        changes = {str(name): self._version for name in names}
+        self._note("begin", changes)
+        documents = [Document(name, _text(name, version), {"version": version}) for name, version in changes.items()]
+        self._collection.upsert(documents, batch_size=BATCH, progress=False)
+        self._note("done", changes)
+
+    def delete(self) -> None:
+        """A few documents."""
+        changes: dict[str, int | None] = {str(n): None for n in self._random.sample(range(IDS), 8)}
+        self._note("begin", changes)
+        self._collection.delete(list(changes))
+        self._note("done", changes)
+
+    def checkpoint(self) -> None:
+        """Indexes to disk."""
+        self._collection.checkpoint()
+
+    def reindex(self) -> None:
+        """Another kind of index."""
+        index: Index[Any] = FaissIndex(self._random.choice(FACTORIES))
+        self._collection.reindex("dense", index)
+
+    def compact(self) -> None:
+        """Old versions off the disk."""
+        self._collection.compact()
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One kill.
+
+    Attributes
+    ----------
+    during
+        What the worker was at.
+    documents
+        Live documents afterwards.
+    problems
+        What was lost, unreadable or wrong; empty when all is well.
+    """
+
+    during: str
+    documents: int
+    problems: tuple[str, ...]
+
+
+def trials(folder: Path, count: int, *, seed: int = 0, longest: float = 0.4) -> Iterator[Trial]:
+    """Kill a worker ``count`` times on one collection and check it each time.
+
+    Parameters
+    ----------
+    folder
+        Empty; holds the collection and the log.
+    count
+        Kills.
+    seed
+        Decides what the workers do and when they are killed.
+    longest
+        Most seconds between a worker's first change and its death.
+    """
+    clock = random.Random(seed)
+    for number in range(count):
+        during = _kill(folder, number, clock.uniform(0.0, longest))
+        yield _look(folder, during)
+
+
+def _kill(folder: Path, number: int, after: float) -> str:
+    command = [sys.executable, "-m", "reperio.testing.crash", str(folder), str(number)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        steps = [worker.stdout.readline()]
+        time.sleep(after)
+        worker.send_signal(signal.SIGKILL)
+        steps += worker.stdout.readlines()
+    if worker.returncode != -signal.SIGKILL:
+        return f"crashed by itself with {worker.returncode}"
+    return steps[-1].strip()
+
+
+def _look(folder: Path, during: str) -> Trial:
+    problems = [during] if during.startswith("crashed") else []
+    with Collection.open(folder / "collection") as collection:
+        found = {document.id: document.metadata["version"] for document in collection.documents()}
+        problems += _lost(folder / "log.jsonl", found)
+        problems += collection.verify().problems
+        if found and not len(collection.search("document in version about topic1", 5)):
+            problems.append("a search finds nothing")
+    return Trial(during, len(found), tuple(problems))
+
+
+def _lost(log: Path, found: Mapping[str, Any]) -> Iterator[str]:
+    """Compare with the log: each document as last acknowledged, or as a change under way since would leave it."""
+    allowed: dict[str, set[int | None]] = {str(name): {None} for name in range(IDS)}
+    for line in log.read_text().splitlines():
+        state, changes = json.loads(line)
+        for name, version in changes.items():
+            if state == "done":
+                allowed[name] = {version}
+            else:
+                allowed[name].add(version)
+    for name, versions in allowed.items():
+        if found.get(name) not in versions:
+            yield f"document {name} is at version {found.get(name)}, acknowledged was {versions}"
+
+
+if __name__ == "__main__":
+    Worker(Path(sys.argv[1]), int(sys.argv[2])).run()

@@ -1,0 +1,119 @@
+"""A folder is whole or absent, and says when its bytes have changed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from reperio import artifacts
+from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text
+from reperio.errors import CorruptArtifact, DiskFull, NewerFormat, NotFound, ReadOnly, StorageError
+
+
+def write(path: Path, text: str = "hello") -> None:
+    with new_folder(path, "thing", {"a": 1}) as folder:
+        (folder / "data.txt").write_text(text)
+
+
+def test_a_folder_is_written_and_read(tmp_path: Path) -> None:
+    write(tmp_path / "x")
+    assert read_folder(tmp_path / "x", "thing") == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with new_folder(tmp_path / "x", "thing", {}) as folder:
+            (folder / "data.txt").write_text("half")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
+    write(tmp_path / "x")
+    with pytest.raises(StorageError, match="exists already"):
+        write(tmp_path / "x", "other")
+    assert (tmp_path / "x" / "data.txt").read_text() == "hello"
+
+
+def damage(path: Path, kind: str) -> None:
+    data, manifest = path / "data.txt", path / "manifest.json"
+    if kind == "altered":
+        data.write_text("jello")
+    elif kind == "truncated":
+        data.write_text("hell")
+    elif kind == "missing":
+        data.unlink()
+    elif kind == "manifest truncated":
+        manifest.write_text(manifest.read_text()[:-10])
+    else:
+        manifest.write_text("[]")
+
+
+@pytest.mark.parametrize("kind", ["altered", "truncated", "missing", "manifest truncated", "manifest replaced"])
+def test_damage_is_found_and_named(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "x")
+    damage(tmp_path / "x", kind)
+    with pytest.raises(CorruptArtifact, match="x"):
+        read_folder(tmp_path / "x", "thing")
+
+
+def test_an_inner_folder_is_vouched_for(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "outer", "outer", {}) as folder:
+        write(folder / "inner")
+    read_folder(tmp_path / "outer", "outer")
+    (tmp_path / "outer" / "inner" / "manifest.json").unlink()
+    with pytest.raises(CorruptArtifact, match="inner"):
+        read_folder(tmp_path / "outer", "outer")
+
+
+def test_other_kinds_newer_formats_and_absent_folders_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path / "x")
+    with pytest.raises(CorruptArtifact, match="a thing, not a bench"):
+        read_folder(tmp_path / "x", "bench")
+    manifest = tmp_path / "x" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": artifacts.FORMAT + 1}))
+    with pytest.raises(NewerFormat, match="Upgrade"):
+        read_folder(tmp_path / "x", "thing")
+    with pytest.raises(NotFound):
+        read_folder(tmp_path / "y", "thing")
+
+
+def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_text(tmp_path / "CURRENT", "old")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(artifacts, "sync", full)
+    with pytest.raises(DiskFull, match="Free some space"):
+        replace_text(tmp_path / "CURRENT", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["CURRENT"]
+    assert (tmp_path / "CURRENT").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("raised", "wanted"),
+    [
+        (OSError(errno.ENOSPC, "full"), DiskFull),
+        (OSError(errno.EROFS, "read-only"), ReadOnly),
+        (OSError(errno.EIO, "broken"), OSError),
+        (sqlite3.OperationalError("database or disk is full"), DiskFull),
+        (sqlite3.OperationalError("attempt to write a readonly database"), ReadOnly),
+        (sqlite3.OperationalError("database is locked"), StorageError),
+        (sqlite3.OperationalError("no such table: x"), StorageError),
+        (sqlite3.DatabaseError("file is not a database"), CorruptArtifact),
+        (NotFound("x"), NotFound),
+    ],
+)
+def test_refusals_of_the_disk_say_what_to_do(tmp_path: Path, raised: Exception, wanted: type[Exception]) -> None:
+    with pytest.raises(wanted), disk_errors(tmp_path):
+        raise raised
