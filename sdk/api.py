@@ -29,6 +29,8 @@ def search(query: str, texts: Sequence[str], *, k: int = 10, encoder: Encoder[De
     encoder
         Makes dense vectors; the scores are then the mean of both signals, each scaled to 0..1.
 
+    Examples
+    --------
     >>> search("capital of France", ["Berlin has a zoo.", "Paris is the capital of France."], k=1)[0].document.id
     '1'
     """

@@ -180,6 +180,8 @@ class DerivedIndex:
 
     def reindex(self, index: Index[Any]) -> None:
         """Fill another, empty index from the store beside the one in use, then switch to it."""
+        if self._current().generation is None:  # there must be something to roll back to
+            self.checkpoint()
         current = self._current()
         self._replay(index, 0)
         self._switch(index, self._log.seq, index.spec, previous=current.generation)

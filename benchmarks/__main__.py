@@ -1,0 +1,41 @@
+"""`make bench`, or `python -m benchmarks NAME ...`: every figure of the README, with the command that made it.
+
+Each benchmark is a module with ``run() -> dict``; its result is kept as JSON in ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.measuring import versions
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+HERE = Path(__file__).parent
+NAMES = ["imports", "encode", "bm25", "faiss_overhead", "search_overhead", "ingest", "quality", "kill"]
+
+
+def main() -> None:
+    (HERE / "results").mkdir(exist_ok=True)
+    for name in sys.argv[1:] or NAMES:
+        print(f"\n== {name}", flush=True)
+        start = time.perf_counter()
+        result = import_module(f"benchmarks.{name}").run()
+        kept = {
+            "command": f"python -m benchmarks {name}",
+            "seconds": round(time.perf_counter() - start, 1),
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "versions": versions(),
+            "result": result,
+        }
+        (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Timing two ways of doing one thing, in turns, so that a noisy machine disturbs both alike."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+
+def in_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int = 7, calls: int = 1) -> dict[str, list[float]]:
+    """Seconds of each call, by way: one warm-up, then ``repeats`` rounds in which every way has its turn.
+
+    The order of the ways is turned round each time, so that none always follows the same other.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for work in ways.values():
+        work()
+    for round_ in range(repeats):
+        names = list(ways) if round_ % 2 == 0 else list(ways)[::-1]
+        for name in names:
+            start = time.perf_counter()
+            for _ in range(calls):
+                ways[name]()
+            times[name].append((time.perf_counter() - start) / calls)
+    return times
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+
+
+def paired(a: list[float], b: list[float]) -> dict[str, float]:
+    """Median and range of a / b, round by round."""
+    return spread([x / y for x, y in zip(a, b, strict=True)])
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that a figure depends on."""
+    out = {"python": platform.python_version()}
+    names = "reperio numpy torch transformers sentence-transformers faiss-cpu bm25s rank-bm25 numba ir-measures"
+    for name in names.split():
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out
+
+
+def table(rows: list[Mapping[str, Any]]) -> None:
+    """Print rows under their keys."""
+    names = list(rows[0])
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+    for line in [names, *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
