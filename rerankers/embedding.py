@@ -47,7 +47,7 @@ class EmbeddingReranker(Step[Ranking, Ranking]):
     def _order(self, ranking: Ranking, query: Dense, vectors: dict[str, Dense]) -> Ranking:
         scores = np.stack([vectors[hit.document.text] for hit in ranking]) @ query
         hits = list(ranking)
-        best = np.argsort(-scores, kind="stable").tolist()
+        best: list[int] = np.argsort(-scores, kind="stable").tolist()
         return Ranking(
             ranking.query,
             tuple(

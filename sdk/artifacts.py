@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
+def disk_errors(where: Path) -> Generator[None]:
     """Turn the operating system's and SQLite's refusals into errors that say what to do."""
     try:
         yield
@@ -94,7 +94,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Iterator[Path]:
+def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Generator[Path]:
     """Give a temporary folder to fill; on a clean exit it becomes ``path``, else it is gone.
 
     Parameters

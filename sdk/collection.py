@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -469,7 +469,7 @@ class Collection:
             raise ReadOnly(f"{self.path} is open for reading.", "Open it with mode='rw'.")
 
     @contextmanager
-    def _current(self, signals: Sequence[LiveSignal]) -> Iterator[None]:
+    def _current(self, signals: Sequence[LiveSignal]) -> Generator[None]:
         """Hold the signals' indexes still, at the store's last commit."""
         self._store.refresh()
         if any(signal.derived.behind for signal in signals):

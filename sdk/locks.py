@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -17,7 +17,7 @@ class SharedLock:
         self._waiting = 0
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
+    def shared(self) -> Generator[None]:
         """Hold beside other readers; a waiting writer goes first, so that readers cannot starve it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._writing and not self._waiting)
@@ -30,7 +30,7 @@ class SharedLock:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> Generator[None]:
         """Hold with no other reader or writer."""
         with self._changed:
             self._waiting += 1

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -24,7 +24,7 @@ def count(name: str, amount: int = 1) -> None:
 
 
 @contextmanager
-def measure() -> Iterator[Counter[str]]:
+def measure() -> Generator[Counter[str]]:
     """Collect what is counted inside the block, also in threads that carry the context on."""
     meter: Counter[str] = Counter()
     token = _meters.set((*_meters.get(), meter))

@@ -137,7 +137,7 @@ class Pipeline(Step[A, B]):
     @staticmethod
     def of(stage: Stage[X, Y]) -> Pipeline[X, Y]:
         """A pipeline of one stage; any callable on batches will do."""
-        return cast("Pipeline[X, Y]", stage) if isinstance(stage, Pipeline) else Pipeline((stage,))
+        return stage if isinstance(stage, Pipeline) else Pipeline((stage,))
 
     def __rshift__(self, after: Stage[B, C]) -> Pipeline[A, C]:
         return Pipeline((*self.stages, *Pipeline.of(after).stages))
@@ -257,7 +257,7 @@ def _spec_of(stage: object) -> Spec:
 def stage_types(stage: object) -> tuple[Any, Any]:
     """What a stage takes and gives, as far as its annotations say; `typing.Any` where they do not."""
     if isinstance(stage, Pipeline):
-        stages: Sequence[object] = getattr(stage, "stages", ())
+        stages: Sequence[object] = cast("Any", stage).stages
         return stage_types(stages[0])[0], stage_types(stages[-1])[1]
     for cls in type(stage).__mro__:
         for base in getattr(cls, "__orig_bases__", ()):

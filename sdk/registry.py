@@ -12,7 +12,7 @@ import inspect
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, get_type_hints
+from typing import Any, TypeGuard, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -89,15 +89,23 @@ def build(spec: Spec) -> Any:
 
 def _nested(value: Any) -> Any:
     """Components inside a specification, built; anything else as it is."""
-    if isinstance(value, dict):
+    if _is_object(value):
         if isinstance(value.get("type"), str):
             return build(value)
         inside = {name: _nested(part) for name, part in value.items()}
         return inside if inside and all(inside[name] is not part for name, part in value.items()) else value
-    if isinstance(value, list) and value:
+    if _is_list(value) and value:
         parts = [_nested(part) for part in value]
         return parts if all(a is not b for a, b in zip(parts, value, strict=True)) else value
     return value
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
 
 
 def _checked(name: str, key: str, value: Any, hint: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, overload
 
 import numpy as np
 
@@ -57,11 +57,15 @@ class StoredHits(Sequence[Hit]):
     def __len__(self) -> int:
         return len(self._found.rows)
 
-    def __getitem__(self, i: Any) -> Any:
+    @overload
+    def __getitem__(self, i: int) -> Hit: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Hit]: ...
+    def __getitem__(self, i: int | slice) -> Hit | Sequence[Hit]:
         return self._read()[i]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self._read() == tuple(other)
+        return isinstance(other, Sequence) and self._read() == tuple(cast("Sequence[object]", other))
 
     def __hash__(self) -> int:
         return hash(self._read())
@@ -136,7 +140,7 @@ class Searcher:
         return pools(used, encoded, found, extra=extra)
 
     def _used(self, request: Request) -> list[LiveSignal]:
-        if not isinstance(request.k, int | np.integer) or isinstance(request.k, bool) or request.k <= 0:
+        if not isinstance(request.k, int) or isinstance(request.k, bool) or request.k <= 0:
             raise InvalidInput(f"k is {request.k!r}.", "Use a whole number of 1 or more.")
         names = list(self._signals) if request.signals is None else list(request.signals)
         if isinstance(request.signals, str) or not names:

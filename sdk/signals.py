@@ -104,9 +104,9 @@ class LiveSignal:
         self.name = name
         self.number = number
         self.stored = bool(config["stored"])
-        self.fingerprint = Fingerprint(
-            **{**config["fingerprint"], "fields": tuple((a, b) for a, b in config["fingerprint"]["fields"])}
-        )
+        known = config["fingerprint"]
+        fields = tuple((str(field), str(value)) for field, value in known["fields"])
+        self.fingerprint = Fingerprint(known["kind"], known["model"], known["dim"], fields)
         self._config = config
         self._store = store
         self._lock = threading.Lock()

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from reperio.errors import EmptyText, InvalidInput
 from reperio.filters import kind, plain
@@ -112,12 +112,19 @@ def _json(value: Any, key: object) -> Any:
         raise InvalidInput(f"metadata {key!r} is {value}, beyond 64 bits.")
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    what = kind(value) if isinstance(value, Mapping | Sequence) and not isinstance(value, bytes | bytearray) else None
-    if what == "object":
+    if _is_object(value):
         return {name: _json(part, name) for name, part in value.items()}
-    if what == "list":
+    if _is_list(value):
         return [_json(part, key) for part in value]
     raise InvalidInput(f"metadata {key!r} is a {type(value).__name__}.")
+
+
+def _is_object(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray)
 
 
 def pack_provenance(where: Provenance | None) -> str | None:

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +164,7 @@ class SQLiteStore:
             self._connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Generator[None]:
         """Everything inside is committed, fsynced, or undone."""
         if not self.writable:
             raise ReadOnly(f"{self.path.parent} is open for reading.", "Open it with mode='rw'.")
@@ -179,7 +179,7 @@ class SQLiteStore:
                 raise
 
     @contextmanager
-    def snapshot(self) -> Iterator[int]:
+    def snapshot(self) -> Generator[int]:
         """Everything read inside is of one commit; gives its sequence number."""
         with self._lock, disk_errors(self.path):
             nested = self._connection.in_transaction
@@ -374,7 +374,7 @@ class SQLiteStore:
         return seq
 
     @contextmanager
-    def each_once(self) -> Iterator[Any]:
+    def each_once(self) -> Generator[Any]:
         """Give a function that returns the ids of a batch seen before, on disk where they are many."""
         # A private database: the ids of a stream may not fit in memory, and must not touch the collection.
         with closing(sqlite3.connect("", isolation_level=None)) as seen:
