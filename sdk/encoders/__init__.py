@@ -1,0 +1,33 @@
+"""Encoders: texts in, embeddings of one kind out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reperio.encoders.bm25 import BM25Encoder as BM25Encoder
+    from reperio.encoders.dense import DenseEncoder as DenseEncoder
+    from reperio.encoders.given import GivenVectors as GivenVectors
+    from reperio.encoders.hashing import HashEncoder as HashEncoder
+
+_EXPORTS = {
+    "BM25Encoder": "reperio.encoders.bm25",
+    "DenseEncoder": "reperio.encoders.dense",
+    "GivenVectors": "reperio.encoders.given",
+    "HashEncoder": "reperio.encoders.hashing",
+}
+
+__all__ = ["BM25Encoder", "DenseEncoder", "GivenVectors", "HashEncoder"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_EXPORTS[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

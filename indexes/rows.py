@@ -1,0 +1,200 @@
+"""Row keys: checked, found by position, merged.
+
+Shapes: q queries, n rows, k results, m keys asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio.embeddings import Dense, Ids, IdSet
+from reperio.errors import DuplicateId, InvalidInput, ShapeError
+from reperio.types import Neighbors
+
+__all__ = ["Positions", "Rows", "check_ids", "check_k", "check_pairs", "grown", "merge", "pad"]
+
+Positions: TypeAlias = NDArray[np.int64]
+"""Places in an index that appends, int64; ``-1`` where there is none."""
+
+_RECENT = 1 << 16
+"""Keys that came out of order are looked up one by one until there are this many, or an eighth of all."""
+
+S = TypeVar("S", bound=np.generic)
+
+
+def check_ids(ids: object, *, rows: int) -> Ids:
+    """Return ``ids`` as row keys for ``rows`` embeddings, or say what is wrong with them.
+
+    Raises
+    ------
+    ShapeError
+        Not whole numbers, not one-dimensional, or not one for each embedding.
+    InvalidInput
+        A negative id.
+    DuplicateId
+        An id that comes twice.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise ShapeError(f"ids has shape {array.shape} and dtype {array.dtype}.", "Give int64 keys in one row, (n,).")
+    if len(array) != rows:
+        raise ShapeError(f"There are {len(array)} ids for {rows} embeddings.", "Give one id for each row.")
+    array = array.astype(np.int64, copy=False)
+    if _ascending(array):
+        smallest = array[:1]
+    else:
+        ordered = np.sort(array)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            raise DuplicateId(f"The id {twice[0]} is there twice.", "Give each id once.")
+        smallest = ordered[:1]
+    if len(smallest) and smallest[0] < 0:
+        raise InvalidInput(f"The id {smallest[0]} is negative.", "Use keys from 0.")
+    return array
+
+
+def check_k(k: int) -> None:
+    """Refuse a number of results that is not positive."""
+    if k <= 0:
+        raise InvalidInput(f"k is {k}.", "Ask for 1 or more.")
+
+
+def check_pairs(ids: object, *, queries: int) -> Ids:
+    """Return ``ids`` as ``(q, m)`` row keys, ``-1`` among them for empty slots."""
+    array = np.asarray(ids)
+    if array.ndim != 2 or len(array) != queries or (array.dtype.kind not in "iu" and array.size):
+        problem = f"ids has shape {array.shape} and dtype {array.dtype} for {queries} queries."
+        raise ShapeError(problem, "Give int64 keys, one row of them for each query.")
+    return array.astype(np.int64, copy=False)
+
+
+def grown(array: NDArray[S], size: int) -> NDArray[S]:
+    """``array`` with room for ``size`` rows: itself, or a copy half as large again, so that n appends cost O(n)."""
+    if size <= len(array):
+        return array
+    out = np.empty((max(size, len(array) * 3 // 2), *array.shape[1:]), dtype=array.dtype)
+    out[: len(array)] = array
+    return out
+
+
+def merge(parts: list[Neighbors], k: int) -> Neighbors:
+    """The k best of several results for the same queries, best first, ties to the lower id."""
+    ids = np.concatenate([part.ids for part in parts], axis=1)
+    scores = np.concatenate([part.scores for part in parts], axis=1)
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return Neighbors(np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
+
+def pad(ids: Ids, scores: Dense, k: int) -> Neighbors:
+    """Fill rows of fewer than k results with ``-1`` and ``-inf``."""
+    missing = ((0, 0), (0, k - ids.shape[1]))
+    return Neighbors(np.pad(ids, missing, constant_values=-1), np.pad(scores, missing, constant_values=-np.inf))
+
+
+class Rows:
+    """Which row key stands at which position of an index that can only append.
+
+    A position is never used twice: a row removed or replaced leaves a dead one. Keys that arrive in ascending
+    order, as a collection's do, are their own map, 9 bytes a row; others cost 16 more.
+
+    Parameters
+    ----------
+    ids
+        Key at each position, ``(n,)``.
+    alive
+        Which positions are not dead, ``(n,)``; all if not given.
+    """
+
+    def __init__(self, ids: Ids | None = None, alive: NDArray[np.bool_] | None = None) -> None:
+        self._ids: Ids = np.empty(0, dtype=np.int64) if ids is None else ids
+        self._alive: NDArray[np.bool_] = np.ones(len(self._ids), dtype=np.bool_) if alive is None else alive
+        self._size = len(self._ids)
+        self._live = int(np.count_nonzero(self._alive))
+        self._recent: dict[int, int] = {}
+        self._keys: Ids | None = None  # sorted, where positions are not in the order of their keys
+        self._places: Positions = np.empty(0, dtype=np.int64)
+        self._mapped = self._size
+        if not _ascending(self._ids):
+            self._fold()
+
+    def __len__(self) -> int:
+        """Rows that are alive."""
+        return self._live
+
+    @property
+    def ids(self) -> Ids:
+        """Key at each position, dead ones too, ``(n,)``."""
+        return self._ids[: self._size]
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """Which positions are not dead, ``(n,)``."""
+        return self._alive[: self._size]
+
+    def find(self, ids: Ids) -> Positions:
+        """Position of each key, ``-1`` where it is not held."""
+        keys = self._ids[: self._mapped] if self._keys is None else self._keys
+        if len(keys):
+            at = np.minimum(np.searchsorted(keys, ids), len(keys) - 1)
+            found = np.where(keys[at] == ids, at if self._keys is None else self._places[at], -1)
+        else:
+            found = np.full(len(ids), -1, dtype=np.int64)
+        if self._recent:
+            recent = np.fromiter((self._recent.get(key, -1) for key in ids.tolist()), dtype=np.int64, count=len(ids))
+            found = np.where(recent >= 0, recent, found)
+        if self._size:
+            found[(found >= 0) & ~self._alive[found]] = -1
+        return found
+
+    def append(self, ids: Ids) -> None:
+        """Give the next positions to these keys, each once; where they stood before is dead."""
+        self.remove(ids)
+        start, self._size = self._size, self._size + len(ids)
+        self._ids, self._alive = grown(self._ids, self._size), grown(self._alive, self._size)
+        self._ids[start : self._size], self._alive[start : self._size] = ids, True
+        self._live += len(ids)
+        in_order = self._keys is None and self._mapped == start
+        if in_order and _ascending(self._ids[max(start - 1, 0) : self._size]):
+            self._mapped = self._size
+        elif len(self._recent) + len(ids) > max(_RECENT, self._size // 8):
+            self._fold()
+        else:
+            self._recent.update(zip(ids.tolist(), range(start, self._size), strict=True))
+
+    def bury(self, size: int) -> None:
+        """Make positions up to ``size`` dead that were filled, but never given to a key."""
+        start, self._size = self._size, size
+        self._ids, self._alive = grown(self._ids, size), grown(self._alive, size)
+        self._ids[start:size], self._alive[start:size] = -1, False
+        self._fold()
+
+    def remove(self, ids: Ids) -> int:
+        """Mark the positions of these keys dead; returns how many were alive."""
+        found = self.find(ids)
+        found = found[found >= 0]
+        self._alive[found] = False
+        self._live -= len(found)
+        return len(found)
+
+    def mask(self, allowed: IdSet | None) -> NDArray[np.bool_] | None:
+        """Which positions may be returned, ``(n,)``; None where every one may."""
+        if allowed is None:
+            return None if self._live == self._size else self.alive
+        found = self.find(np.asarray(allowed, dtype=np.int64))
+        out = np.zeros(self._size, dtype=np.bool_)
+        out[found[found >= 0]] = True
+        return out
+
+    def _fold(self) -> None:
+        live = np.flatnonzero(self.alive)
+        self._places = live[np.argsort(self._ids[live])]
+        self._keys = self._ids[self._places]
+        self._mapped = self._size
+        self._recent.clear()
+
+
+def _ascending(ids: Ids) -> bool:
+    return bool(np.all(ids[1:] > ids[:-1]))
