@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,33 +12,40 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent / "typing"
+NAMES = ["good.py", "bad.py"]
 
 
-def expected(file: Path) -> set[int]:
-    return {number for number, line in enumerate(file.read_text().splitlines(), 1) if "# E:" in line}
+def expected(name: str) -> set[int]:
+    lines = (HERE / name).read_text().splitlines()
+    return {number for number, line in enumerate(lines, 1) if "  # E: " in line}
 
 
-def pyright(file: Path, tmp_path: Path) -> set[int]:
-    config = tmp_path / "pyrightconfig.json"
-    settings = {"include": [str(file)], "typeCheckingMode": "strict", "reportUnusedExpression": False}
-    config.write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(config)]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
-    assert found["summary"]["filesAnalyzed"] == 1, found
-    return {d["range"]["start"]["line"] + 1 for d in found["generalDiagnostics"] if d["severity"] == "error"}
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two programs, as a user's project would hold them."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in NAMES:
+        shutil.copy(HERE / name, folder)
+    settings = {"include": NAMES, "typeCheckingMode": "strict", "reportUnusedExpression": False}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    return folder
 
 
-def mypy(file: Path) -> set[int]:
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", str(file)]
-    out = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE).stdout
-    return {int(number) for number in re.findall(rf"{file.name}:(\d+): error", out)}
+def run(project: Path, *command: str) -> str:
+    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=project).stdout
 
 
-@pytest.mark.parametrize("name", ["good.py", "bad.py"])
-def test_pyright_flags_exactly_the_marked_lines(name: str, tmp_path: Path) -> None:
-    assert pyright(HERE / name, tmp_path) == expected(HERE / name)
+def test_pyright_flags_exactly_the_marked_lines(project: Path) -> None:
+    found = json.loads(run(project, "pyright", "--outputjson", "--pythonpath", sys.executable))
+    assert found["summary"]["filesAnalyzed"] == 2, found
+    for name in NAMES:
+        errors = [d for d in found["generalDiagnostics"] if d["file"].endswith(name) and d["severity"] == "error"]
+        assert {d["range"]["start"]["line"] + 1 for d in errors} == expected(name), errors
 
 
-@pytest.mark.parametrize("name", ["good.py", "bad.py"])
-def test_mypy_flags_exactly_the_marked_lines(name: str) -> None:
-    assert mypy(HERE / name) == expected(HERE / name)
+def test_mypy_flags_exactly_the_marked_lines(project: Path) -> None:
+    out = run(project, "mypy", "--strict", *NAMES)
+    for name in NAMES:
+        assert {int(number) for number in re.findall(rf"^{name}:(\d+): error", out, re.MULTILINE)} == expected(name), (
+            out
+        )
