@@ -1,0 +1,82 @@
+"""Rows of token ids, cut to what a model reads, or laid out in windows so that nothing is lost.
+
+>>> frame = Frame(before=1, after=1, limit=6)
+>>> row = np.array([101, 1, 2, 3, 4, 5, 6, 7, 102])
+>>> frame.cut(row).tolist()
+[101, 1, 2, 3, 4, 102]
+>>> [window.tolist() for window in frame.windows(row)]
+[[101, 1, 2, 3, 4, 102], [101, 4, 5, 6, 7, 102]]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio.errors import ConfigurationError
+
+__all__ = ["OVERLAP", "Frame", "Tokens"]
+
+Tokens: TypeAlias = NDArray[np.int32]
+"""Token ids of one text as the model reads them, special tokens among them, ``(t,)``."""
+
+OVERLAP = 1 / 8
+"""Least part of a window that the one before it holds too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What must stay when a row is cut.
+
+    Attributes
+    ----------
+    before, after
+        Special tokens in front of the text and behind it.
+    limit
+        Most tokens that the model reads, special tokens counted; None where there is no end.
+    from_left
+        Whether a cut drops the beginning of a text in place of its end.
+    """
+
+    before: int = 0
+    after: int = 0
+    limit: int | None = None
+    from_left: bool = False
+
+    def cut(self, row: Tokens) -> Tokens:
+        """The row with the end of its text (or its beginning) left out, so that it fits."""
+        if self.limit is None or len(row) <= self.limit:
+            return row
+        room = self.limit - self.before - self.after
+        start = len(row) - self.after - room if self.from_left else self.before
+        return self._part(row, self.before, start, start + room)
+
+    def windows(self, row: Tokens, prompt: int = 0) -> list[Tokens]:
+        """The row as windows of one length, evenly spaced, that hold all of its tokens.
+
+        Each has the special tokens around it and the first ``prompt`` tokens of the text before it.
+
+        Raises
+        ------
+        ConfigurationError
+            If the prompt leaves no room.
+        """
+        if self.limit is None or len(row) <= self.limit:
+            return [row]
+        head = self.before + prompt
+        room = self.limit - head - self.after
+        if room < 1:
+            raise ConfigurationError(
+                f"A prompt of {prompt} tokens leaves no room in windows of {self.limit}.", "Raise max_tokens."
+            )
+        own = len(row) - head - self.after
+        overlap = int(room * OVERLAP)
+        count = -(-(own - overlap) // (room - overlap))
+        starts = head + np.arange(count) * (own - room) // (count - 1)
+        return [self._part(row, head, int(start), int(start) + room) for start in starts]
+
+    def _part(self, row: Tokens, head: int, start: int, stop: int) -> Tokens:
+        return np.concatenate([row[:head], row[start:stop], row[len(row) - self.after :]])

@@ -1,0 +1,75 @@
+"""Every encoder keeps the contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from reperio.encoders import BM25Encoder, DenseEncoder, GivenVectors, HashEncoder
+from reperio.errors import ConfigurationError, UnsupportedOperation
+from reperio.registry import build
+from reperio.testing.encoder import EncoderContract
+
+# One of the contract's texts is longer than these models read, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:.* texts were cut")
+
+
+@pytest.fixture(scope="module")
+def cutting() -> DenseEncoder:
+    return DenseEncoder(max_tokens=96)
+
+
+@pytest.fixture(scope="module")
+def windowing() -> DenseEncoder:
+    return DenseEncoder(max_tokens=64, on_truncation="chunk", batch_tokens=700)
+
+
+class TestHashEncoder(EncoderContract):
+    tolerance = 0.0
+
+    @pytest.fixture
+    def encoder(self) -> HashEncoder:
+        return HashEncoder(1024)
+
+
+class TestBM25Encoder(EncoderContract):
+    tolerance = 0.0
+
+    @pytest.fixture
+    def encoder(self) -> BM25Encoder:
+        return BM25Encoder()
+
+
+class TestDenseEncoder(EncoderContract):
+    tolerance = 1e-6
+
+    @pytest.fixture
+    def encoder(self, cutting: DenseEncoder) -> DenseEncoder:
+        return cutting
+
+
+class TestDenseEncoderInWindows(EncoderContract):
+    tolerance = 1e-6
+
+    @pytest.fixture
+    def encoder(self, windowing: DenseEncoder) -> DenseEncoder:
+        return windowing
+
+
+def test_given_vectors_say_that_they_cannot_encode() -> None:
+    encoder = GivenVectors(3, name="elsewhere")
+    for encode in (encoder.encode_query, encoder.encode_document):
+        with pytest.raises(UnsupportedOperation, match="embeddings="):
+            encode(["a text"])
+
+
+def test_given_vectors_are_told_apart_by_dimensions_and_name() -> None:
+    given = GivenVectors(3, name="elsewhere")
+    assert build(given.spec).fingerprint == given.fingerprint
+    assert GivenVectors(4, name="elsewhere").fingerprint.differences(given.fingerprint) == ["dim: 4 != 3"]
+    assert GivenVectors(3).fingerprint.differences(given.fingerprint) == ['made_by: "given" != "elsewhere"']
+
+
+@pytest.mark.parametrize("encoder", [GivenVectors, HashEncoder])
+def test_a_dimension_below_one_is_refused(encoder: type[GivenVectors] | type[HashEncoder]) -> None:
+    with pytest.raises(ConfigurationError, match="dim is 0"):
+        encoder(0)
