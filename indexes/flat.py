@@ -1,0 +1,319 @@
+"""Exact search in numpy: the reference that every other dense index is measured against.
+
+Shapes: q queries, n rows, d dimensions, k results, m rows asked for, p pairs of a query and a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio.artifacts import new_folder, read_folder
+from reperio.embeddings import Dense, Ids, IdSet, check_dense
+from reperio.errors import ConfigurationError, CorruptArtifact
+from reperio.indexes.rows import Positions, check_ids, check_k, check_pairs, grown, merge, pad
+from reperio.protocols import Spec
+from reperio.types import Neighbors
+
+__all__ = ["Block", "FlatIndex", "Metric", "check_metric", "nearest", "score_pairs", "unit"]
+
+Metric: TypeAlias = Literal["cosine", "ip", "l2"]
+"""Cosine similarity, inner product, or squared Euclidean distance, negated."""
+
+_KIND = "flat-index"
+_QUERIES = 256
+_BLOCK = 1 << 16
+"""Queries and rows multiplied at a time: 64 MB of scores."""
+
+_VALUES = 1 << 24
+"""Vector components gathered at a time: 64 MB."""
+
+
+class Block(NamedTuple):
+    """Some rows to search.
+
+    Attributes
+    ----------
+    ids
+        Row keys, ``(n,)``.
+    vectors
+        ``(n, d)``.
+    squares
+        Squared length of each vector, ``(n,)``.
+    """
+
+    ids: Ids
+    vectors: Dense
+    squares: NDArray[np.float32]
+
+
+def check_metric(metric: str) -> Metric:
+    """Return ``metric``, or refuse one that is not known."""
+    if metric not in get_args(Metric):
+        raise ConfigurationError(f"There is no metric {metric!r}.", f"Choose from: {', '.join(get_args(Metric))}.")
+    return cast("Metric", metric)
+
+
+def unit(vectors: Dense) -> Dense:
+    """Each vector over its length; a zero vector stays zero."""
+    lengths: NDArray[np.float32] = np.sqrt(squared(vectors))
+    lengths[lengths == 0] = 1
+    return vectors / lengths[:, None]
+
+
+def squared(vectors: Dense) -> NDArray[np.float32]:
+    """Squared length of each vector, ``(n,)``."""
+    out: NDArray[np.float32] = np.einsum("nd,nd->n", vectors, vectors)
+    return out
+
+
+def score_pairs(
+    queries: Dense, asked: Positions, fetch: Callable[[Positions], Dense], rows: Positions, *, metric: Metric
+) -> NDArray[np.float32]:
+    """Score of query ``asked[i]`` with row ``rows[i]``, ``(p,)``: it depends on nothing but the two vectors.
+
+    ``fetch`` gives the vectors at positions; they are gathered a block at a time.
+    """
+    out = np.empty(len(rows), dtype=np.float32)
+    step = max(1, _VALUES // max(1, queries.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        left, right = queries[asked[part]], fetch(rows[part])
+        out[part] = -squared(left - right) if metric == "l2" else np.einsum("pd,pd->p", left, right)
+    return out
+
+
+def nearest(queries: Dense, k: int, blocks: Iterable[Block], *, metric: Metric) -> Neighbors:
+    """The k best rows of all blocks for each query, exactly: ties go to the lower id.
+
+    For ``"cosine"`` all vectors are already of length one.
+
+    Notes
+    -----
+    One matrix product finds every row within its rounding error of the k-th best; those are scored again, pair by
+    pair. So a result does not depend on the batch, the block or the order of the rows.
+    """
+    best = [_pad_to(len(queries), k)]
+    for block in blocks:
+        parts = [
+            _best(queries[start : start + _QUERIES], k, block, metric=metric)
+            for start in range(0, len(queries), _QUERIES)
+        ]
+        if parts:
+            found = Neighbors(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
+            best = [merge([*best, found], k)]
+    return best[0]
+
+
+def _pad_to(queries: int, k: int) -> Neighbors:
+    return pad(np.empty((queries, 0), dtype=np.int64), np.empty((queries, 0), dtype=np.float32), k)
+
+
+def _best(queries: Dense, k: int, block: Block, *, metric: Metric) -> Neighbors:
+    asked, rows = _candidates(queries, k, block, metric=metric)
+    scores = score_pairs(queries, asked, block.vectors.__getitem__, rows, metric=metric)
+    order = np.lexsort((block.ids[rows], -scores, asked))
+    asked, ids, scores = asked[order], block.ids[rows[order]], scores[order]
+    rank = np.arange(len(asked)) - np.searchsorted(asked, np.arange(len(queries)))[asked]
+    kept = rank < k
+    out = _pad_to(len(queries), min(k, len(block.ids)))
+    out.ids[asked[kept], rank[kept]] = ids[kept]
+    out.scores[asked[kept], rank[kept]] = scores[kept]
+    return out
+
+
+def _candidates(queries: Dense, k: int, block: Block, *, metric: Metric) -> tuple[Positions, Positions]:
+    """Pairs of query and row that hold the k best of each query, whatever the matrix product rounds."""
+    count = len(block.ids)
+    if count <= k:
+        asked, rows = np.indices((len(queries), count)).reshape(2, -1)
+        return asked, rows
+    rough = queries @ block.vectors.T
+    largest, lengths = float(np.sqrt(block.squares.max())), np.sqrt(squared(queries))
+    bound = lengths * largest
+    if metric == "l2":
+        rough *= 2
+        rough -= block.squares
+        bound = (lengths + largest) ** 2
+    slack = np.finfo(np.float32).eps * (queries.shape[1] + 2) * bound
+    floor = np.partition(rough, count - k, axis=1)[:, count - k] - 2 * slack
+    asked, rows = np.nonzero(rough >= floor[:, None])
+    return asked, rows
+
+
+class FlatIndex:
+    """Exact search over vectors in memory, without FAISS.
+
+    Parameters
+    ----------
+    metric
+        ``"cosine"`` (vectors are scaled to length one when added and when asked for), ``"ip"`` (inner product), or
+        ``"l2"``: the score is the squared Euclidean distance, negated.
+
+    Raises
+    ------
+    ConfigurationError
+        Unknown metric.
+
+    Examples
+    --------
+    >>> index = FlatIndex()
+    >>> index.add(np.array([7, 9]), np.array([[1, 0], [0, 1]], dtype=np.float32))
+    >>> index.search(np.array([[3, 4]], dtype=np.float32), 2).ids.tolist()
+    [[9, 7]]
+    """
+
+    lossless = True
+
+    def __init__(self, metric: Metric = "cosine") -> None:
+        self.metric: Metric = check_metric(metric)
+        self._dim: int | None = None
+        self._at: dict[int, int] = {}
+        self._ids: Ids = np.empty(0, dtype=np.int64)
+        self._vectors: Dense = np.empty((0, 0), dtype=np.float32)
+        self._squares: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+
+    @property
+    def spec(self) -> Spec:
+        """How to build this index again, empty."""
+        return {"type": "FlatIndex", "metric": self.metric}
+
+    @property
+    def lowest(self) -> float:
+        """-1 for cosine, else ``-inf``."""
+        return -1.0 if self.metric == "cosine" else -np.inf
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @property
+    def ids(self) -> IdSet:
+        """Every row key held, ``(n,)``, sorted."""
+        return np.sort(self._ids[: len(self)])
+
+    @property
+    def vectors(self) -> Dense:
+        """The vectors held, ``(n, d)``, in the order of `ids`; of length one for cosine."""
+        return self._vectors[np.argsort(self._ids[: len(self)])]
+
+    def add(self, ids: Ids, embeddings: Dense, /) -> None:
+        """Insert or replace rows.
+
+        Raises
+        ------
+        ShapeError
+            Another number of dimensions than before, NaN or infinity, or not one id for each row.
+        InvalidInput
+            A negative id, or one that comes twice.
+        """
+        vectors = check_dense(embeddings, what="embeddings", dim=self._dim)
+        ids = check_ids(ids, rows=len(vectors))
+        if self.metric == "cosine":
+            vectors = unit(vectors)
+        held = self._find(ids)
+        fresh = np.flatnonzero(held < 0)
+        size = len(self)
+        held[fresh] = size + np.arange(len(fresh))
+        self._reserve(size + len(fresh), vectors.shape[1])
+        self._ids[held], self._vectors[held], self._squares[held] = ids, vectors, squared(vectors)
+        self._at.update(zip(ids[fresh].tolist(), held[fresh].tolist(), strict=True))
+        self._dim = vectors.shape[1]
+
+    def _reserve(self, size: int, dim: int) -> None:
+        if self._dim is None:
+            self._vectors = self._vectors.reshape(0, dim)
+        self._ids, self._vectors = grown(self._ids, size), grown(self._vectors, size)
+        self._squares = grown(self._squares, size)
+
+    def remove(self, ids: Ids, /) -> int:
+        """Take rows away; returns how many were there."""
+        places = [self._at.pop(key, -1) for key in np.unique(np.asarray(ids, dtype=np.int64)).tolist()]
+        gone = np.sort([place for place in places if place >= 0]).astype(np.int64)
+        size = len(self)
+        # The last rows move into the holes, so that what is held stays in one piece.
+        holes = gone[gone < size]
+        movers = np.setdiff1d(np.arange(size, size + len(gone)), gone)
+        for array in (self._ids, self._vectors, self._squares):
+            array[holes] = array[movers]
+        self._at.update(zip(self._ids[holes].tolist(), holes.tolist(), strict=True))
+        return len(gone)
+
+    def search(
+        self, queries: Dense, k: int, /, *, allowed: IdSet | None = None, options: Mapping[str, int] | None = None
+    ) -> Neighbors:
+        """The k best rows for each query, among ``allowed`` if given: always min(k, allowed held) of them.
+
+        Raises
+        ------
+        InvalidInput
+            If k is not positive.
+        ShapeError
+            If the queries have other dimensions than the rows, or hold NaN or infinity.
+        ConfigurationError
+            For any option: there are none.
+        """
+        if options:
+            raise ConfigurationError(f"FlatIndex has no search option {sorted(options)[0]!r}.", "It has none.")
+        check_k(k)
+        return nearest(self._asked(queries), k, self._blocks(allowed), metric=self.metric)
+
+    def score(self, queries: Dense, ids: Ids, /) -> Dense:
+        """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""
+        queries = self._asked(queries)
+        rows = self._find(check_pairs(ids, queries=len(queries)).ravel())
+        asked = np.repeat(np.arange(len(queries)), len(rows) // max(1, len(queries)))
+        here = np.flatnonzero(rows >= 0)
+        out = np.full(len(rows), -np.inf, dtype=np.float32)
+        out[here] = score_pairs(queries, asked[here], self._vectors.__getitem__, rows[here], metric=self.metric)
+        return out.reshape(np.shape(ids))
+
+    def _asked(self, queries: Dense) -> Dense:
+        out = check_dense(queries, what="queries", dim=self._dim)
+        return unit(out) if self.metric == "cosine" else out
+
+    def _find(self, ids: Ids) -> Positions:
+        return np.fromiter((self._at.get(key, -1) for key in ids.tolist()), dtype=np.int64, count=len(ids))
+
+    def _blocks(self, allowed: IdSet | None) -> Iterator[Block]:
+        chosen = None if allowed is None else self._find(np.asarray(allowed, dtype=np.int64))
+        if chosen is not None:
+            chosen = chosen[chosen >= 0]
+        size = len(self) if chosen is None else len(chosen)
+        for start in range(0, size, _BLOCK):
+            stop = min(start + _BLOCK, size)
+            part = slice(start, stop) if chosen is None else chosen[start:stop]
+            yield Block(self._ids[part], self._vectors[part], self._squares[part])
+
+    def save(self, path: Path, /) -> None:
+        """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
+        with new_folder(path, _KIND, {"metric": self.metric, "dim": self._dim}) as folder:
+            np.save(folder / "ids.npy", self.ids, allow_pickle=False)
+            np.save(folder / "vectors.npy", self.vectors, allow_pickle=False)
+
+    @classmethod
+    def open(cls, path: Path, /) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        NotFound, NewerFormat, CorruptArtifact
+        """
+        meta = read_folder(path, _KIND)
+        try:
+            index = cls(meta["metric"])
+            index._ids = _load(path / "ids.npy")
+            index._vectors = _load(path / "vectors.npy")
+            index._dim = meta["dim"]
+        except (KeyError, ValueError, OSError) as error:
+            raise CorruptArtifact(f"{path} is no FlatIndex: {error}.", "Rebuild it.") from error
+        index._squares = squared(index._vectors)
+        index._at = dict(zip(index._ids.tolist(), range(len(index._ids)), strict=True))
+        return index
+
+
+def _load(path: Path) -> Any:
+    return np.load(path, allow_pickle=False)
