@@ -7,7 +7,10 @@ import contextlib
 import doctest
 import importlib
 import io
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +20,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+GUIDE = ROOT / "CONTRIBUTING.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 NOT_PYTHON = {"console", "text", "toml", "yaml", "sql"}
@@ -67,7 +72,8 @@ def alike(shown: str, found: str) -> bool:
 
 
 def with_python() -> list[Path]:
-    return [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+    """Pages that are run top to bottom; the guide's examples are run as a package of their own."""
+    return [page for page in PAGES if page != GUIDE and any(block.language == "python" for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", with_python(), ids=lambda page: str(page.relative_to(ROOT)))
@@ -101,6 +107,34 @@ def test_no_fence_is_missed() -> None:
 def test_the_readme_has_its_five_snippets() -> None:
     snippets = [b for b in blocks(ROOT / "README.md") if b.language == "python"]
     assert len(snippets) == 5
+
+
+def test_the_examples_of_contributing_are_a_package_that_passes_the_contracts(tmp_path: Path) -> None:
+    found = list(blocks(GUIDE))
+    *examples, contracts = (block.code for block in found if block.language == "python")
+    (declared,) = (tomllib.loads(block.code) for block in found if block.language == "toml")
+    points = "".join(
+        f"[{group}]\n" + "".join(f"{name} = {where}\n" for name, where in names.items())
+        for group, names in declared["project"]["entry-points"].items()
+    )
+    for name, text in {
+        "my_package.py": "\n".join(examples),
+        "my_package-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: my-package\nVersion: 1\n",
+        "my_package-1.dist-info/entry_points.txt": points,
+        "test_my_package.py": contracts,
+        "test_names.py": "from reperio.registry import build\n\n\n"
+        "def test_a_published_name_is_built():\n"
+        '    assert build({"type": "PhraseReranker"}).spec == {"type": "PhraseReranker"}\n',
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert passed is not None
+    assert int(passed[1]) >= 30
 
 
 def test_a_wrong_value_a_wrong_output_and_an_error_are_noticed(tmp_path: Path) -> None:
@@ -151,11 +185,20 @@ def test_the_pages_name_only_commands_that_exist() -> None:
     for page in PAGES:
         named = set(re.findall(r"(?:^\$ |`)reperio ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
         assert named <= commands, page
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_name_only_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z]+)`|^\$ make ([a-z]+)", readme, re.MULTILINE)) <= {
-        pair for target in targets for pair in ((target, ""), ("", target))
-    }
+    for page in PAGES:
+        named = set(re.findall(r"(?:^\$ |`)make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+        assert named <= targets, page
+
+
+def test_the_hooks_before_a_commit_are_what_make_test_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    checks = re.findall(r"^test:(.*)$", makefile, re.MULTILINE)[0].split()
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]] == [f"make {name}" for name in checks]
 
 
 def test_the_pages_link_only_to_what_is_there() -> None:
