@@ -1,0 +1,61 @@
+"""``reperio stats`` and ``reperio verify``: what is in a collection, and whether it is sound."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reperio.collection import CollectionStats, VerifyReport
+
+
+def verify_view(report: VerifyReport) -> RenderableType:
+    """One line, or one for each problem."""
+    if report.ok:
+        return Text.assemble(("sound", "bold green"), f"  {report.documents} documents")
+    return Group(
+        Text(f"{len(report.problems)} problems in a collection of {report.documents} documents", "bold red"),
+        *map(Text, report.problems),
+    )
+
+
+def stats_view(stats: CollectionStats) -> RenderableType:
+    """Sizes, then fields, then one row a signal."""
+    return Group(_sizes(stats), _signals(stats))
+
+
+def _sizes(stats: CollectionStats) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in (
+        ("documents", f"{stats.documents:,}"),
+        ("replaced, until compacted", f"{stats.replaced:,}"),
+        ("sequence number", f"{stats.seq:,}"),
+        ("store", _size(stats.store_bytes)),
+        ("indexes", _size(stats.index_bytes)),
+        ("fields", ", ".join(f"{name} ({' or '.join(kinds)})" for name, kinds in stats.fields.items()) or "none"),
+    ):
+        table.add_row(Text(name, "dim"), Text(value))
+    return table
+
+
+def _signals(stats: CollectionStats) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("signal", "model", "kind", "index"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("dim", "rows", "checkpoint", "truncated"):
+        table.add_column(heading, justify="right")
+    for name, signal in stats.signals.items():
+        dim = "–" if signal["kind"] == "sparse" else f"{signal['dim']:,}"
+        figures = (f"{signal[part]:,}" for part in ("rows", "checkpoint", "truncated"))
+        table.add_row(*map(Text, (name, signal["model"], signal["kind"], _index(signal["index"]), dim, *figures)))
+    return table
+
+
+def _index(spec: dict[str, object]) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in spec.items() if name != "type")
+    return f"{spec['type']}({settings})"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
