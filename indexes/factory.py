@@ -71,7 +71,8 @@ class FactoryIndex:
     """
 
     def __init__(self, factory: str, metric: Metric, dim: int, *, seed: int = 0) -> None:
-        self.factory, self.metric, self.dim, self._seed = factory, metric, dim, seed
+        self.metric: Metric = metric
+        self.factory, self.dim, self._seed = factory, dim, seed
         self._faiss = load("faiss", extra="faiss")
         self._layers = self._made()
 

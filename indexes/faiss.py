@@ -92,7 +92,8 @@ class FaissIndex:
     ) -> None:
         if train_size is not None and train_size < 1:
             raise ConfigurationError(f"train_size is {train_size}.", "Give a positive number, or None.")
-        self.factory, self.metric, self.train_size, self.seed = factory, check_metric(metric), train_size, seed
+        self.metric: Metric = check_metric(metric)
+        self.factory, self.train_size, self.seed = factory, train_size, seed
         self.options = dict(options or {})
         self._check_options(self.options, OPTIONS.values())
         self._main: FactoryIndex | None = None

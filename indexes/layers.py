@@ -6,7 +6,7 @@ Shapes: n rows, d dimensions, k results, m positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -54,7 +54,8 @@ class Layers:
             "lists": faiss.IndexIVF,
             "graph": faiss.IndexHNSW,
         }
-        return next((kind for kind, cls in kinds.items() if isinstance(part, cls)), "codes")
+        found: list[Kind] = [kind for kind, cls in kinds.items() if isinstance(part, cls)]
+        return found[0] if found else "codes"
 
     @property
     def core(self) -> Any:
@@ -112,7 +113,7 @@ class Layers:
                 yield from (self._faiss.downcast_VectorTransform(part.chain.at(i)) for i in range(part.chain.size()))
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def quiet(self) -> Generator[None]:
         """While training: rotations, too, take few vectors without a word."""
         lent = [(step, self._faiss.ProductQuantizer(step.d_out, step.M, 8)) for step in self._rotations()]
         for step, quantizer in lent:

@@ -23,6 +23,12 @@ TEXTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One width wherever the tests run."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 @pytest.fixture
 def reperio() -> Callable[..., Result]:
     """Run a command in this process."""
