@@ -116,7 +116,7 @@ class DerivedIndex:
             if current.generation is not None:
                 try:
                     self._index, self.seq = self._open(current.generation, current.spec)
-                except (CorruptArtifact, NewerFormat, NotFound):
+                except (OSError, NotFound):  # damaged, newer, or removed while it was being read
                     if self._stamp != self._stamp_of_current():
                         continue
                 else:

@@ -141,6 +141,19 @@ def test_bad_vectors_are_refused_before_anything_is_written(tmp_path: Path, vect
             c.search("walrus")
 
 
+def test_an_id_that_is_not_a_string_is_refused_everywhere(path: Path) -> None:
+    with Collection.open(path) as c:
+        calls: list[Callable[[], object]] = [
+            lambda: c.delete([7]),  # type: ignore[list-item]
+            lambda: c.get(7),  # type: ignore[arg-type]
+            lambda: c.explain("walrus", 7),  # type: ignore[arg-type]
+        ]
+        for call in calls:
+            with pytest.raises(InvalidInput, match=r"id 7 is a int.*str\(key\)"):
+                call()
+    assert intact(path)
+
+
 def test_k_must_be_positive_and_may_exceed_the_collection(path: Path) -> None:
     with Collection.open(path, mode="r") as c:
         for k in (0, -3, True, 2.5):

@@ -267,6 +267,9 @@ class SQLiteStore:
 
     def known(self, ids: Sequence[str], /) -> dict[str, Known]:
         """What is held of each live document; absent ids are left out."""
+        for name in ids:
+            if not isinstance(name, str):
+                raise InvalidInput(f"The id {name!r} is a {type(name).__name__}.", "Ids are strings: str(key).")
         sql = (
             "SELECT id, row, text_hash, digest FROM documents "
             "WHERE id IN (SELECT value FROM json_each(?)) AND removed IS NULL"
