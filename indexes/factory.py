@@ -31,9 +31,6 @@ __all__ = ["FactoryIndex"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 
-Efforts: TypeAlias = tuple[float, float]
-"""How hard a search has tried, 1 for its options as they are, and how hard it is worth trying."""
-
 _PER_CENTROID = 64
 _LEAST = 4096
 """Training vectors for each centroid to be learnt, and at the least. FAISS warns below 39, and ignores over 256."""
@@ -205,14 +202,20 @@ class FactoryIndex:
         else:
             found = self._walk(queries, want, mask, options, effort)
             if len(queries) and found.ids.min() < 0:
-                self._complete(found, queries, mask, options, efforts=(effort, limit))
+                self._complete(found, queries, mask, options, effort=effort, limit=limit)
         return found if want == k else pad(found.ids, found.scores, k)
 
     def _complete(
-        self, found: Neighbors, queries: Dense, mask: Mask | None, options: Mapping[str, int], *, efforts: Efforts
+        self,
+        found: Neighbors,
+        queries: Dense,
+        mask: Mask | None,
+        options: Mapping[str, int],
+        *,
+        effort: float,
+        limit: float,
     ) -> None:
         """Look further for the queries that have too few rows."""
-        effort, limit = efforts
         want = found.ids.shape[1]
         short = np.flatnonzero((found.ids < 0).any(axis=1))
         while len(short) and effort < limit:
@@ -220,7 +223,7 @@ class FactoryIndex:
             again = self._walk(queries[short], want, mask, options, effort)
             found.ids[short], found.scores[short] = again.ids, again.scores
             short = short[(again.ids < 0).any(axis=1)]
-        if len(short) and self._layers.decodes:
+        if len(short):
             again = self._scan(queries[short], want, mask)
             found.ids[short], found.scores[short] = again.ids, again.scores
 
@@ -255,7 +258,7 @@ class FactoryIndex:
             )
             options = {name: min(value, self.total) for name, value in wider}
         found, ids = self._layers.index.search(queries, fetch, params=self._layers.parameters(options, selector))
-        scores = self._scores(-found) if self._by_distance else found
+        scores = self._scores(0 - found) if self._by_distance else found
         if mask is not None and selector is None:
             ids[~mask[ids]] = -1
         empty = ids < 0

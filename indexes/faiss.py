@@ -78,7 +78,7 @@ class FaissIndex:
     >>> index = FaissIndex("HNSW16", metric="l2", options={"efSearch": 128})
     >>> index.add(np.array([7, 9]), np.array([[1, 0], [0, 1]], dtype=np.float32))
     >>> index.search(np.array([[1, 0]], dtype=np.float32), 2).scores.tolist()
-    [[-0.0, -2.0]]
+    [[0.0, -2.0]]
     """
 
     def __init__(

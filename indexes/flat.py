@@ -83,7 +83,7 @@ def score_pairs(
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         left, right = queries[asked[part]], fetch(rows[part])
-        out[part] = -squared(left - right) if metric == "l2" else np.einsum("pd,pd->p", left, right)
+        out[part] = 0 - squared(left - right) if metric == "l2" else np.einsum("pd,pd->p", left, right)
     return out
 
 

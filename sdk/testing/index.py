@@ -429,7 +429,7 @@ class IndexContract:
     def _check_form(self, index: Index[Any], found: Neighbors) -> None:
         held = found.ids >= 0
         assert np.isfinite(found.scores[held]).all()
-        assert (found.scores[held] >= index.lowest - self.score_tolerance).all()
+        assert not index.lossless or (found.scores[held] >= index.lowest - self.score_tolerance).all()
         assert np.isneginf(found.scores[~held]).all()
         assert (held[:, :-1] >= held[:, 1:]).all()
         assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
