@@ -36,6 +36,8 @@ def disk_errors(where: Path) -> Generator[None]:
         yield
     except StorageError:
         raise
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"{where} is in the way of a folder: {error.strerror}.", "Choose another path.") from error
     except OSError as error:
         # numpy reports a short write without an error number.
         if error.errno in _FULL or (error.errno is None and "written" in str(error)):
@@ -52,6 +54,11 @@ def disk_errors(where: Path) -> Generator[None]:
         if "locked" in text or "busy" in text:
             raise StorageError(f"{where} is locked by another program.", "Close it and try again.") from error
         raise StorageError(f"{where}: {error}.", "Run `reperio verify` on it.") from error
+    except sqlite3.ProgrammingError as error:
+        fix = "Open the collection again; read a ranking's hits before it is closed."
+        raise StorageError(f"{where} is closed.", fix) from error
+    except sqlite3.IntegrityError as error:
+        raise StorageError(f"{where} refused a change: {error}.", "Nothing was changed; try again.") from error
     except sqlite3.DatabaseError as error:
         raise CorruptArtifact(f"{where} is not a readable database: {error}.", "Restore it from a backup.") from error
 

@@ -255,9 +255,10 @@ class Collection:
         self._check_writable()
         if isinstance(ids, str):
             raise InvalidInput(f"The ids are the bare string {ids[:40]!r}.", "Give a list: delete([id]).")
-        rows = np.array(sorted(self._store.find(list(ids)).values()), dtype=np.int64)
-        if len(rows):
-            self._store.commit([], rows)
+        with self._store.writing:
+            rows = np.array(sorted(self._store.find(list(ids)).values()), dtype=np.int64)
+            if len(rows):
+                self._store.commit([], rows)
         return len(rows)
 
     def checkpoint(self) -> None:
@@ -397,18 +398,22 @@ class Collection:
         query: str | Query,
         id: str,  # noqa: A002 - the field's word
         *,
+        k: int = 10,
         where: Filter | None = None,
         signals: Sequence[str] | None = None,
         fusion: Fusion | None = None,
+        embeddings: Mapping[str, Dense] | None = None,
     ) -> Explanation:
         """Why a document stands where it stands for a query: scores, ranks, terms, filter and plan.
+
+        The other arguments are those of the `search` to be explained: a larger k looks at more candidates.
 
         Raises
         ------
         NotFound
             If there is no such document.
         """
-        return self._searcher.explain(query, id, Request(10, where, signals, fusion))
+        return self._searcher.explain(query, id, Request(k, where, signals, fusion), embeddings or {})
 
     def retriever(
         self,

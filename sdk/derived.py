@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ class Log(Protocol):
     def seq(self) -> int: ...
     @property
     def floor(self) -> int: ...
+    def snapshot(self) -> AbstractContextManager[int]: ...
     def added_since(self, seq: int, /) -> Ids: ...
     def removed_since(self, seq: int, /) -> Ids: ...
 
@@ -106,8 +108,7 @@ class DerivedIndex:
         if self._stale:
             self._load()
         if self.seq < self._log.seq and self._index is not None:
-            self._replay(self._index, self.seq)
-            self.seq = self._log.seq
+            self.seq = self._replay(self._index, self.seq)
 
     def _load(self) -> None:
         for _ in range(3):  # a writer may remove the generation that CURRENT named a moment ago
@@ -136,14 +137,17 @@ class DerivedIndex:
         opened: Index[Any] = resolve(meta["spec"]["type"]).open(self.folder / name / "index")
         return opened, int(meta["seq"])
 
-    def _replay(self, index: Index[Any], since: int) -> None:
-        removed, added = self._log.removed_since(since), self._log.added_since(since)
+    def _replay(self, index: Index[Any], since: int) -> int:
+        """Bring an index from one commit to the last; gives that one's number, which others may pass meanwhile."""
+        with self._log.snapshot() as seq:
+            removed, added = self._log.removed_since(since), self._log.added_since(since)
         if len(removed):
             index.remove(removed)
         self._train(index, added)
         for start in range(0, len(added), CHUNK):
             rows = added[start : start + CHUNK]
             index.add(rows, self._embed(rows))
+        return seq
 
     def _train(self, index: Index[Any], added: Ids) -> None:
         """Learn from a random sample: the first rows of an ordered corpus are not like the rest."""
@@ -157,7 +161,14 @@ class DerivedIndex:
         try:
             data = json.loads((self.folder / "CURRENT").read_text(encoding="utf-8"))
             return Current(data["spec"], data["generation"], data["previous"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
+            return Current(self._declared)
+        except (ValueError, KeyError, TypeError):  # damaged: the newest generation says what it is itself
+            for path in sorted(self._generations(), reverse=True):
+                try:
+                    return Current(read_folder(path, "generation", checksums=False)["spec"], path.name)
+                except (OSError, NotFound):
+                    continue
             return Current(self._declared)
 
     def _stamp_of_current(self) -> tuple[int, int]:
@@ -183,17 +194,17 @@ class DerivedIndex:
         if self._current().generation is None:  # there must be something to roll back to
             self.checkpoint()
         current = self._current()
-        self._replay(index, 0)
-        self._switch(index, self._log.seq, index.spec, previous=current.generation)
-        self._index, self.seq = index, self._log.seq
+        seq = self._replay(index, 0)
+        self._switch(index, seq, index.spec, previous=current.generation)
+        self._index, self.seq = index, seq
 
     def rebuild(self) -> None:
         """Fill a fresh index of the same kind from the store and save it."""
         current = self._current()
         index: Index[Any] = build(current.spec)
-        self._replay(index, 0)
-        self._switch(index, self._log.seq, current.spec, previous=current.previous)
-        self._index, self.seq = index, self._log.seq
+        seq = self._replay(index, 0)
+        self._switch(index, seq, current.spec, previous=current.previous)
+        self._index, self.seq = index, seq
 
     def rollback(self) -> None:
         """Switch back to the index before the last `reindex`; a second call undoes the first.
@@ -250,6 +261,15 @@ class DerivedIndex:
                     yield f"indexes/{self.folder.name}: {error.problem}"
 
     def clean(self) -> None:
-        """Remove what a killed writer left: folders half written, or whole and never switched to."""
+        """Remove what a killed writer left, and what is ahead of a store that was restored from a backup."""
         current = self._current()
-        self._prune(current.generation, current.previous)
+        kept = [name if name and not self._ahead(name) else None for name in (current.generation, current.previous)]
+        if kept != [current.generation, current.previous]:
+            self._write_current(Current(current.spec, kept[0], kept[1]))
+        self._prune(*kept)
+
+    def _ahead(self, name: str) -> bool:
+        try:
+            return bool(read_folder(self.folder / name, "generation", checksums=False)["seq"] > self._log.seq)
+        except (OSError, NotFound):
+            return False

@@ -47,6 +47,8 @@ def plain(value: Scalar) -> Plain:
         return (value.astimezone(UTC) if value.tzinfo else value).isoformat()
     if isinstance(value, date):
         return value.isoformat()
+    if isinstance(cast("object", value), int) and not -(2**63) <= cast("int", value) < 2**63:
+        raise FilterError(f"{value} is beyond 64 bits, as no stored number is.", "Compare with a smaller one.")
     if isinstance(cast("object", value), str | bool | int | float) and value == value:
         return value
     raise FilterError(f"A filter cannot compare with {value!r}.", "Use a string, number, boolean or date.")
@@ -71,10 +73,10 @@ class Filter:
     __slots__ = ()
 
     def __and__(self, other: Filter) -> Filter:
-        return And((self, other))
+        return And((*_parts(self, And), *_parts(other, And)))
 
     def __or__(self, other: Filter) -> Filter:
-        return Or((self, other))
+        return Or((*_parts(self, Or), *_parts(other, Or)))
 
     def __invert__(self) -> Filter:
         return Not(self)
@@ -212,6 +214,11 @@ class Not(Filter):
 
     def __str__(self) -> str:
         return f"not {self.part}"
+
+
+def _parts(condition: Filter, kind: type[And | Or]) -> tuple[Filter, ...]:
+    """A chain of the same word is one node, however long."""
+    return condition.parts if isinstance(condition, kind) else (condition,)
 
 
 class Field:

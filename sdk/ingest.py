@@ -111,6 +111,8 @@ class Upsert:
         if isinstance(documents, str):
             raise InvalidInput("The documents are a bare string.", "Give a list of Document.")
         _check_batch(documents, 0)
+        for document in documents:
+            Entry.of(document)
         for signal in self._signals:
             vectors = self._given.get(signal.name)
             if vectors is not None:
@@ -124,11 +126,16 @@ class Upsert:
                     check_dense(part, what=what, dim=signal.fingerprint.dim)
 
     def _commit(self, batch: Sequence[Document], start: int) -> None:
+        with self._store.writing:  # what is known must still be so when it is written
+            self._diff(batch, start)
+
+    def _diff(self, batch: Sequence[Document], start: int) -> None:
         known = self._store.known([document.id for document in batch])
         given = {s.number: self._vectors(s, start, len(batch)) for s in self._signals if s.name in self._given}
         held = {number: self._held(number, known) for number in given}
         entries: list[Entry] = []
         removed: list[int] = []
+        same: dict[int, Entry] = {}
         for i, document in enumerate(batch):
             entry, old = Entry.of(document), known.get(document.id)
             for number, vectors in given.items():
@@ -138,13 +145,23 @@ class Upsert:
                 continue
             if old is not None:
                 removed.append(old.row)
+                if old.text_hash == entry.text_hash:
+                    same[old.row] = entry
             entries.append(entry)
+        self._carry(same)
         for signal in self._signals:
             self._fill(signal, [entry for entry in entries if signal.number not in entry.vectors])
         if entries:
             self._store.commit(entries, np.array(removed, dtype=np.int64))
         self._tally.updated += len(removed)
         self._tally.added += len(entries) - len(removed)
+
+    def _carry(self, entries: Mapping[int, Entry]) -> None:
+        """A document with the same text keeps its embeddings, also those that were given."""
+        rows: Ids = np.array(list(entries), dtype=np.int64)
+        for signal in self._signals:
+            for row, vector in self._store.vectors(signal.number, rows).items():
+                entries[row].vectors.setdefault(signal.number, vector)
 
     def _vectors(self, signal: LiveSignal, start: int, count: int) -> list[Vector]:
         part = np.asarray(self._given[signal.name][start : start + count], dtype=np.float32)

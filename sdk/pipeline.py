@@ -289,7 +289,10 @@ def _fits(given: Any, wanted: Any) -> bool:
     if given is Any or wanted is Any:
         return True
     classes = tuple(get_origin(w) or w for w in _members(wanted))
-    return all(issubclass(get_origin(g) or g, classes) for g in _members(given))
+    try:
+        return all(issubclass(get_origin(g) or g, classes) for g in _members(given))
+    except TypeError:  # a type that only a checker can compare, such as a TypedDict
+        return True
 
 
 def _check_fit(before: object, after: object) -> None:

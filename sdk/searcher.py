@@ -11,7 +11,7 @@ import numpy as np
 
 from reperio import meter
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, EmptyText, InvalidInput, NotFound
+from reperio.errors import ConfigurationError, EmptyText, InvalidInput, NotFound, StaleResult
 from reperio.explain import Explanation, SignalScore, TermScore
 from reperio.filters import Filter
 from reperio.fusion import Convex, Fusion
@@ -101,22 +101,33 @@ class Searcher:
         self, queries: Sequence[str | Query], request: Request, embeddings: Mapping[str, Dense]
     ) -> list[Ranking]:
         """One ranking for each query."""
-        asked = [q if isinstance(q, Query) else Query(str(i), q) for i, q in enumerate(_checked_queries(queries))]
+        asked = [q if isinstance(q, Query) else Query(str(i), q) for i, q in enumerate(_checked_queries(list(queries)))]
         used = self._used(request)
         if not asked:
             return []
         encoded = _encode(used, asked, embeddings)
-        with self._current(used):
-            found = self._find(used, encoded, request, self._allowed(request))
+        try:
+            found = self._now(used, encoded, request)
+        except StaleResult:  # another process has compacted in between
+            found = self._now(used, encoded, request)
         rankings = [Ranking(q, StoredHits(f, self._store.fetch)) for q, f in zip(asked, found, strict=True)]
         meter.count("hits", sum(map(len, rankings)))
         return rankings
 
-    def _allowed(self, request: Request) -> IdSet | None:
+    def _now(self, used: Sequence[LiveSignal], encoded: Mapping[str, Any], request: Request) -> list[Found]:
+        with self._current(used):
+            return self._find(used, encoded, request, self._allowed(used, request))
+
+    def _allowed(self, used: Sequence[LiveSignal], request: Request) -> IdSet | None:
+        """Rows that pass, of those that the indexes hold: the store may be a commit ahead of them."""
         if request.where is None:
             return None
-        with self._store.snapshot():
-            return self._store.matching(request.where)
+        with self._store.snapshot() as seq:
+            rows = self._store.matching(request.where)
+        for signal in used:
+            if signal.derived.seq != seq:
+                rows = np.intersect1d(rows, signal.index.ids, assume_unique=True)
+        return rows
 
     def _find(
         self, used: Sequence[LiveSignal], encoded: Mapping[str, Any], request: Request, allowed: IdSet | None
@@ -142,24 +153,34 @@ class Searcher:
     def _used(self, request: Request) -> list[LiveSignal]:
         if not isinstance(request.k, int) or isinstance(request.k, bool) or request.k <= 0:
             raise InvalidInput(f"k is {request.k!r}.", "Use a whole number of 1 or more.")
+        if request.where is not None and not isinstance(request.where, Filter):
+            problem = f"where is a {type(request.where).__name__}."
+            raise InvalidInput(problem, "Build it from Field, or read it with reperio.filters.parse.")
         names = list(self._signals) if request.signals is None else list(request.signals)
         if isinstance(request.signals, str) or not names:
             raise InvalidInput(f"signals is {request.signals!r}.", "Give a list of at least one name.")
-        for name in [*names, *(request.options or {})]:
+        weighted: Mapping[str, float] = getattr(request.fusion, "weights", {})
+        for name in [*names, *(request.options or {}), *weighted]:
             if name not in self._signals:
                 raise ConfigurationError(f"There is no signal {name!r}.", f"There are: {', '.join(self._signals)}.")
         return [self._signals[name] for name in dict.fromkeys(names)]
 
-    def explain(self, query: str | Query, id: str, request: Request) -> Explanation:  # noqa: A002
+    def explain(
+        self,
+        query: str | Query,
+        id: str,  # noqa: A002
+        request: Request,
+        embeddings: Mapping[str, Dense],
+    ) -> Explanation:
         """Why the document stands where it stands for this query."""
         (asked,) = _checked_queries([query])
         text = asked.text if isinstance(asked, Query) else asked
         used = self._used(request)
-        encoded = _encode(used, [Query("0", text)], {})
+        encoded = _encode(used, [Query("0", text)], embeddings)
         with self._current(used):
             with self._store.snapshot() as seq:
                 row = self._store.find([id]).get(id)
-                allowed = self._allowed(request)
+            allowed = self._allowed(used, request)
             if row is None:
                 raise NotFound(f"There is no document {id!r}.", "Check the id with `get`.")
             document = self._store.fetch(np.array([row], dtype=np.int64))[0]
@@ -200,7 +221,7 @@ class Searcher:
         parts = {
             s.name: SignalScore(
                 score=float(pool.scores[s.name][at]),
-                rank=int((pool.scores[s.name] > pool.scores[s.name][at]).sum()) + 1,
+                rank=_rank(pool.scores[s.name], pool.rows, at),
                 contribution=float(added[s.name][at]),
                 plan=how[s.name],
                 proposed=bool(np.isin(row, _candidates(s, encoded, request, allowed, depth=depth).ids)),
@@ -215,7 +236,13 @@ def _candidates(
     signal: LiveSignal, encoded: Mapping[str, Any], request: Request, allowed: IdSet | None, *, depth: int
 ) -> Neighbors:
     options = (request.options or {}).get(signal.name)
+    depth = min(depth, max(1, len(signal.index)))
     return candidates(signal, encoded[signal.name], depth, allowed=allowed, options=options)
+
+
+def _rank(scores: Dense, rows: Ids, at: int) -> int:
+    """Where a candidate stands, from 1; equal scores by lower row, as in a search."""
+    return int(np.flatnonzero(np.lexsort((rows, -scores)) == at)[0]) + 1
 
 
 def _terms(signal: LiveSignal, query: Any, row: int, text: str) -> tuple[TermScore, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from reperio.derived import DerivedIndex
-from reperio.embeddings import Dense, Ids, IdSet, Kind, from_bytes, to_bytes
+from reperio.embeddings import Dense, Ids, IdSet, Kind, check_dense, from_bytes, to_bytes
 from reperio.errors import ConfigurationError, FingerprintMismatch, UnsupportedOperation
 from reperio.indexes.flat import FlatIndex
 from reperio.protocols import Encoder, Index
@@ -56,12 +56,17 @@ def describe(signal: Signal[Any]) -> dict[str, Any]:
     """What the store keeps of a signal, canary embeddings included."""
     if len(signal.index):
         raise ConfigurationError(f"The index holds {len(signal.index)} rows already.", "Give an empty index.")
+    canaries = _canaries(signal.encoder)
+    fresh: Index[Any] = build(signal.index.spec)
+    if canaries is not None:  # an index that cannot take the encoder's output says so before anything is stored
+        embeddings = signal.encoder.encode_document(CANARIES).embeddings
+        fresh.add(np.arange(len(CANARIES), dtype=np.int64), embeddings)
     return {
         "encoder": dict(signal.encoder.spec),
         "fingerprint": asdict(signal.encoder.fingerprint),
         "index": dict(signal.index.spec),
         "stored": signal.stored,
-        "canaries": _canaries(signal.encoder),
+        "canaries": canaries,
     }
 
 
@@ -176,6 +181,9 @@ class LiveSignal:
     def encode(self, texts: Sequence[str]) -> list[Vector]:
         """Documents' embeddings, ready to be stored."""
         encoded = self.encoder.encode_document(texts)
+        if self.kind == "dense":
+            what = f"the output of {self.fingerprint.model}"
+            check_dense(encoded.embeddings, what=what, dim=self.fingerprint.dim, rows=len(texts))
         rows = zip(to_bytes(encoded.embeddings), encoded.token_counts, encoded.truncated, strict=True)
         return [Vector(value, int(tokens), bool(cut)) for value, tokens, cut in rows]
 
@@ -184,7 +192,8 @@ class LiveSignal:
         if not self.stored:
             return self.encoder.encode_document(self._store.texts(rows)).embeddings
         found = self._store.vectors(self.number, rows)
-        return from_bytes([found[row].value for row in rows.tolist()], self.kind, dim=self.fingerprint.dim)
+        blobs = [found[row].value for row in self._store.present(rows, found)]
+        return from_bytes(blobs, self.kind, dim=self.fingerprint.dim)
 
     def exact(self, rows: Ids) -> Index[Any]:
         """An exact index over just these rows, from the store."""

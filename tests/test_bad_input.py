@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,13 @@ from reperio.errors import (
     ReadOnly,
     ReperioError,
     ShapeError,
+    StorageError,
     WriterBusy,
 )
+from reperio.fusion import Convex
+from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.flat import FlatIndex
+from reperio.types import Encoded
 
 KEPT = [Document("a", "a walrus on the ice", {"year": 2020}), Document("b", "a seal in the sea", {"year": 2021})]
 
@@ -59,8 +63,10 @@ BAD_DOCUMENTS: list[tuple[list[Any], type[ReperioError], str]] = [
     ([Document("x", "")], EmptyText, "'x' has no text"),
     ([Document("x", " \n\t")], EmptyText, "'x'"),
     ([Document("x", "1"), Document("y", "2"), Document("x", "3")], DuplicateId, "document 5 and as document 7"),
-    ([Document(7, "text")], InvalidInput, r"id 7.*str\(key\)"),  # type: ignore[arg-type]
-    ([Document("", "text")], InvalidInput, "id ''"),
+    ([Document(7, "text")], InvalidInput, r"7, is a int.*str\(key\)"),  # type: ignore[arg-type]
+    ([Document("", "text")], InvalidInput, "document 5 is ''"),
+    ([Document("a\0b", "text")], InvalidInput, "no NUL"),
+    ([Document("x", "t", {"n": "a\0b"})], InvalidInput, "'n' holds a NUL"),
     ([Document("x", None)], InvalidInput, "NoneType"),  # type: ignore[arg-type]
     ([Document("x", b"bytes")], InvalidInput, "bytes"),  # type: ignore[arg-type]
     (["a text"], InvalidInput, "not a Document"),
@@ -78,7 +84,7 @@ def test_a_bad_document_is_refused_before_anything_is_written(
 ) -> None:
     good = [Document(f"g{i}", f"good {i}") for i in range(5)]
     with Collection.open(path) as c, pytest.raises(error, match=words):
-        c.upsert([*good, *bad], batch_size=100)
+        c.upsert([*good, *bad], batch_size=2)
     assert intact(path)
 
 
@@ -149,7 +155,7 @@ def test_an_id_that_is_not_a_string_is_refused_everywhere(path: Path) -> None:
             lambda: c.explain("walrus", 7),  # type: ignore[arg-type]
         ]
         for call in calls:
-            with pytest.raises(InvalidInput, match=r"id 7 is a int.*str\(key\)"):
+            with pytest.raises(InvalidInput, match=r"id, 7, is a int.*str\(key\)"):
                 call()
     assert intact(path)
 
@@ -159,7 +165,8 @@ def test_k_must_be_positive_and_may_exceed_the_collection(path: Path) -> None:
         for k in (0, -3, True, 2.5):
             with pytest.raises(InvalidInput, match="k is"):
                 c.search("walrus", k)  # type: ignore[arg-type]
-        assert len(c.search("walrus", 1000)) == 2
+        for k in (1000, 10**11, 2**70):
+            assert len(c.search("walrus", k)) == 2
 
 
 def test_a_bad_query_is_refused(path: Path) -> None:
@@ -176,6 +183,12 @@ def test_a_bad_query_is_refused(path: Path) -> None:
             c.search("walrus", signals=["bm52"])
         with pytest.raises(InvalidInput, match="at least one name"):
             c.search("walrus", signals=[])
+        with pytest.raises(InvalidInput, match="where is a str"):
+            c.search("walrus", where="year > 2020")  # type: ignore[call-overload]
+        with pytest.raises(FilterError, match="beyond 64 bits"):
+            c.search("walrus", where=Field("year") < 2**70)
+        with pytest.raises(ConfigurationError, match="no signal 'densee'"):
+            c.search("walrus", fusion=Convex(weights={"densee": 1}))
         with pytest.raises(ConfigurationError, match="nprobe"):
             c.search("walrus", options={"dense": {"nprobe": 3}})
 
@@ -262,6 +275,50 @@ def test_bytes_altered_inside_the_database_are_found_by_verify(path: Path) -> No
         problems = "\n".join(c.verify().problems)
     assert "no stored embedding" in problems
     assert "not 128 bytes" in problems
+
+
+def test_a_text_altered_inside_the_database_is_found_by_verify(path: Path) -> None:
+    connection = sqlite3.connect(path / "store.sqlite")
+    connection.execute("UPDATE documents SET text = 'a walrus on the moon' WHERE id = 'a'")
+    connection.commit()
+    connection.close()
+    with Collection.open(path, mode="r") as c:
+        assert "document 'a' was altered" in "\n".join(c.verify().problems)
+
+
+def test_a_closed_collection_says_that_it_is_closed(path: Path) -> None:
+    with Collection.open(path, mode="r") as c:
+        late = c.search("walrus", 1)
+    for call in (lambda: list(late), c.count, lambda: c.search("walrus")):
+        with pytest.raises(StorageError, match="is closed"):
+            call()
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("a file")
+    with pytest.raises(StorageError, match="in the way"):
+        Collection.open(tmp_path / "c")
+
+
+def test_an_index_that_cannot_take_the_encoder_is_refused_when_the_collection_is_made(tmp_path: Path) -> None:
+    wrong: dict[str, Signal[Any]] = {"dense": Signal(HashEncoder(32), BM25Index())}  # type: ignore[arg-type]
+    with pytest.raises(ReperioError):
+        Collection.open(tmp_path / "c", signals=wrong)
+
+
+def test_an_encoder_that_gives_nan_is_caught_before_the_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Collection.open(path) as c:
+        with monkeypatch.context() as patch:
+
+            def broken(self: HashEncoder, texts: Sequence[str], /) -> Encoded[Any]:
+                vectors = np.full((len(texts), 32), np.nan, np.float32)
+                return Encoded(vectors, np.zeros(len(texts), np.int64), np.zeros(len(texts), np.bool_))
+
+            patch.setattr(HashEncoder, "encode_document", broken)
+            with pytest.raises(ShapeError, match="holds NaN"):
+                c.upsert([Document("new", "text")])
+        assert c.get("new") is None
+    assert intact(path)
 
 
 def test_a_newer_format_is_refused(path: Path) -> None:

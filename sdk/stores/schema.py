@@ -64,13 +64,25 @@ def check(document: object, position: int) -> Document:
         problem = f"Item {position} is a {type(document).__name__}, not a Document."
         raise InvalidInput(problem, "Wrap it: Document(id, text).")
     name, text = cast("object", document.id), cast("object", document.text)
-    if not isinstance(name, str) or not name:
-        raise InvalidInput(f"Document {position} has the id {name!r}.", "Use a string that is not empty: str(key).")
+    check_id(name, f"The id of document {position}")
     if not isinstance(text, str):
         raise InvalidInput(f"Document {name!r} has a text of type {type(text).__name__}.", "Use a string.")
     if not text.strip():
         raise EmptyText(f"Document {name!r} has no text.", "Leave it out, or give it a text.")
     return document
+
+
+def check_id(name: object, what: str) -> None:
+    """Refuse an id that is not a string, is empty, or holds what SQLite's JSON cannot."""
+    if not isinstance(name, str):
+        raise InvalidInput(f"{what}, {name!r}, is a {type(name).__name__}.", "Ids are strings: str(key).")
+    if not name or not _storable(name):
+        raise InvalidInput(f"{what} is {name!r}.", "Use a string that is not empty and holds no NUL.")
+
+
+def _storable(text: str) -> bool:
+    """Whether SQLite's JSON functions see the whole of it."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def text_hash(text: str) -> bytes:
@@ -110,6 +122,9 @@ def _json(value: Any, key: object) -> Any:
         raise InvalidInput(f"metadata {key!r} is {value}.")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InvalidInput(f"metadata {key!r} is {value}, beyond 64 bits.")
+    for part in (key, value):
+        if isinstance(part, str) and not _storable(part):
+            raise InvalidInput(f"metadata {key!r} holds a NUL or half a character.")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if _is_object(value):

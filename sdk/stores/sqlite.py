@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +91,9 @@ class SQLiteStore:
     def __init__(self, path: Path, *, mode: Mode = "rw") -> None:
         self.path = path
         self.writable = mode == "rw"
+        self._frozen: tuple[object, ...] | None = None
         self._lock = threading.RLock()
+        self.writing = threading.RLock()
         self._matching: OrderedDict[tuple[int, str], IdSet] = OrderedDict()
         if not self.writable and not path.is_file():
             raise NotFound(f"There is no collection at {path.parent}.", "Open it with mode='rw' to create it.")
@@ -117,7 +119,13 @@ class SQLiteStore:
             wal = self.path.with_name(self.path.name + "-wal")
             if self.writable or (wal.exists() and wal.stat().st_size):
                 raise
+            self._frozen = self._stamp()
             return self._open(f"file:{target}?mode=ro&immutable=1")
+
+    def _stamp(self) -> tuple[object, ...]:
+        """What changes when a writer comes to a database that was opened as if it never would."""
+        found = self.path.stat()
+        return (found.st_ino, found.st_mtime_ns, found.st_size, self.path.with_name(self.path.name + "-wal").exists())
 
     def _open(self, uri: str) -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
@@ -195,6 +203,10 @@ class SQLiteStore:
     def refresh(self) -> bool:
         """See what other processes have committed; True if there was anything."""
         with self._lock, disk_errors(self.path):
+            if self._frozen is not None and self._frozen != self._stamp():
+                self._connection.close()
+                self._frozen = None
+                self._connection, self._seen = self._connect(), -1
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             if version == self._seen:
                 return False
@@ -245,16 +257,27 @@ class SQLiteStore:
         """
         sql = f"SELECT row, id, text, metadata, provenance FROM documents WHERE {_IN_ROWS}"
         found = {row[0]: row[1:] for row in self._read(sql, (_array(rows),))}
-        try:
-            return [schema.unpack(found[row]) for row in rows.tolist()]
-        except KeyError as error:
-            problem = f"Row {error.args[0]} was deleted and compacted away after this result was found."
-            raise StaleResult(problem, "Search again.") from error
+        return [schema.unpack(found[row]) for row in self.present(rows, found)]
 
     def texts(self, rows: Ids, /) -> list[str]:
         """Texts by row key, in this order."""
         found = dict(self._read(f"SELECT row, text FROM documents WHERE {_IN_ROWS}", (_array(rows),)))
-        return [found[row] for row in rows.tolist()]
+        return [found[row] for row in self.present(rows, found)]
+
+    def present(self, rows: Ids, found: Mapping[int, object]) -> list[int]:
+        """The rows, if all were found.
+
+        Raises
+        ------
+        StaleResult
+            If compaction has taken one of them away.
+        """
+        wanted: list[int] = rows.tolist()
+        gone = next((row for row in wanted if row not in found), None)
+        if gone is not None:
+            problem = f"Row {gone} was deleted and compacted away after this result was found."
+            raise StaleResult(problem, "Search again.")
+        return wanted
 
     def names(self, rows: Ids, /) -> list[str]:
         """Document ids by row key, in this order."""
@@ -268,8 +291,7 @@ class SQLiteStore:
     def known(self, ids: Sequence[str], /) -> dict[str, Known]:
         """What is held of each live document; absent ids are left out."""
         for name in ids:
-            if not isinstance(name, str):
-                raise InvalidInput(f"The id {name!r} is a {type(name).__name__}.", "Ids are strings: str(key).")
+            schema.check_id(name, "The id")
         sql = (
             "SELECT id, row, text_hash, digest FROM documents "
             "WHERE id IN (SELECT value FROM json_each(?)) AND removed IS NULL"
@@ -313,10 +335,12 @@ class SQLiteStore:
 
     def reusable(self, signal: int, hashes: Iterable[bytes], /) -> dict[bytes, Vector]:
         """Embeddings that the encoder made before for the same texts, also of documents deleted since."""
+        # One row for each text, however many documents share it.
         sql = (
-            "SELECT d.text_hash, e.value, e.tokens, e.truncated FROM documents AS d "
-            "JOIN embeddings AS e ON e.key = d.row * 64 + ? "
-            "WHERE d.text_hash IN (SELECT from_hex(value) FROM json_each(?)) AND e.tokens IS NOT NULL"
+            "SELECT from_hex(h.value), e.value, e.tokens, e.truncated FROM json_each(?2) AS h "
+            "JOIN embeddings AS e ON e.key = (SELECT y.key FROM documents AS x "
+            "JOIN embeddings AS y ON y.key = x.row * 64 + ?1 "
+            "WHERE x.text_hash = from_hex(h.value) AND y.tokens IS NOT NULL LIMIT 1)"
         )
         found = self._read(sql, (signal, json.dumps([h.hex() for h in hashes])))
         return {hashed: Vector(value, tokens, bool(cut)) for hashed, value, tokens, cut in found}
@@ -336,8 +360,8 @@ class SQLiteStore:
         return self._column("SELECT row FROM documents WHERE added > ? AND removed IS NULL ORDER BY row", (seq,))
 
     def removed_since(self, seq: int, /) -> Ids:
-        """Rows removed after ``seq`` that were there at ``seq``."""
-        return self._column("SELECT row FROM documents WHERE removed > ? AND added <= ? ORDER BY row", (seq, seq))
+        """Rows removed after ``seq``, also those added after it: a replay cut short may have taken them in."""
+        return self._column("SELECT row FROM documents WHERE removed > ? ORDER BY row", (seq,))
 
     # Writing
 
@@ -346,8 +370,14 @@ class SQLiteStore:
 
         When this returns, the change is on disk.
         """
+        with self._lock:  # no reader in between: rows and their number are seen together
+            self.seq = self._write(entries, removed)
+            return self.seq
+
+    def _write(self, entries: Sequence[Entry], removed: Ids) -> int:
         with self.transaction():
-            seq = self.seq + 1
+            (before,) = self._connection.execute("SELECT value FROM meta WHERE name = 'seq'").fetchone()
+            seq = int(before) + 1
             (last,) = self._connection.execute(
                 "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'documents'), 0)"
             ).fetchone()
@@ -373,7 +403,6 @@ class SQLiteStore:
             kinds = {pair for metadata in {e.metadata for e in entries} for pair in schema.kinds(metadata)}
             self._connection.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?)", kinds)
             self._connection.execute("UPDATE meta SET value = ? WHERE name = 'seq'", (str(seq),))
-        self.seq = seq
         return seq
 
     @contextmanager
@@ -397,23 +426,35 @@ class SQLiteStore:
 
         An index older than this cannot be replayed, which `floor` records.
         """
-        with self.transaction():
-            dead = self._column("SELECT row FROM documents WHERE removed IS NOT NULL")
-            low, high = dead * schema.SIGNALS, dead * schema.SIGNALS + schema.SIGNALS - 1
-            spans = zip(low.tolist(), high.tolist(), strict=True)
-            self._connection.executemany("DELETE FROM embeddings WHERE key BETWEEN ? AND ?", spans)
-            self._connection.execute("DELETE FROM documents WHERE removed IS NOT NULL")
-            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'floor'", (str(self.seq),))
-        self.floor = self.seq
-        with self._lock, disk_errors(self.path):
-            self._connection.execute("VACUUM")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with self._lock:
+            with self.transaction():
+                dead = self._column("SELECT row FROM documents WHERE removed IS NOT NULL")
+                low, high = dead * schema.SIGNALS, dead * schema.SIGNALS + schema.SIGNALS - 1
+                spans = zip(low.tolist(), high.tolist(), strict=True)
+                self._connection.executemany("DELETE FROM embeddings WHERE key BETWEEN ? AND ?", spans)
+                self._connection.execute("DELETE FROM documents WHERE removed IS NOT NULL")
+                self._connection.execute("UPDATE meta SET value = ? WHERE name = 'floor'", (str(self.seq),))
+            self.floor = self.seq
+            with disk_errors(self.path):
+                self._connection.execute("VACUUM")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return len(dead)
 
     def problems(self) -> list[str]:
         """What SQLite's own integrity check finds; empty when sound."""
         rows = self._read("PRAGMA integrity_check")
-        return [f"{self.path.name}: {text}" for (text,) in rows if text != "ok"]
+        return [*(f"{self.path.name}: {text}" for (text,) in rows if text != "ok"), *self._altered()]
+
+    def _altered(self) -> Iterator[str]:
+        """Documents whose text, metadata or provenance is not what was written."""
+        live = self.matching(None)
+        sql = f"SELECT id, text, metadata, provenance, text_hash, digest FROM documents WHERE {_IN_ROWS}"
+        for start in range(0, len(live), 1024):
+            for name, text, metadata, provenance, hashed, digest in self._read(
+                sql, (_array(live[start : start + 1024]),)
+            ):
+                if schema.text_hash(text) != hashed or schema.digest(hashed, metadata, provenance) != digest:
+                    yield f"{self.path.name}: document {name!r} was altered: its digest differs"
 
     def size(self) -> int:
         """Bytes on disk, the write-ahead log included."""

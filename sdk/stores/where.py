@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from reperio.errors import FilterError
@@ -18,8 +19,8 @@ def compile_filter(condition: Filter) -> Clause:
     """An SQL condition on one row of ``documents`` and its parameters; true exactly where the filter matches."""
     if isinstance(condition, And | Or):
         parts = [compile_filter(part) for part in condition.parts]
-        word = " AND " if isinstance(condition, And) else " OR "
-        return "(" + word.join(sql for sql, _ in parts) + ")", [p for _, values in parts for p in values]
+        word = "AND" if isinstance(condition, And) else "OR"
+        return _joined([sql for sql, _ in parts], word), [p for _, values in parts for p in values]
     if isinstance(condition, Not):
         sql, values = compile_filter(condition.part)
         return f"NOT {sql}", values
@@ -27,8 +28,10 @@ def compile_filter(condition: Filter) -> Clause:
         test = f"e.type IN {_JSON_TYPES[_kind(condition.value)]} AND e.value {_OPERATORS[condition.op]} ?"
         return _on_field(condition.field, test, [condition.value])
     if isinstance(condition, Membership):
-        tests = [f"(e.type IN {_JSON_TYPES[_kind(value)]} AND e.value = ?)" for value in condition.values]
-        return _on_field(condition.field, f"({' OR '.join(tests) or '0'})", condition.values)
+        of_kind = {k: [v for v in condition.values if _kind(v) == k] for k in _JSON_TYPES}
+        used = {k: values for k, values in of_kind.items() if values}
+        tests = [f"(e.type IN {_JSON_TYPES[k]} AND e.value IN (SELECT value FROM json_each(?)))" for k in used]
+        return _on_field(condition.field, f"({' OR '.join(tests) or '0'})", [json.dumps(v) for v in used.values()])
     if isinstance(condition, Contains):
         item = f"SELECT 1 FROM json_each(e.value) AS i WHERE i.type IN {_JSON_TYPES[_kind(condition.value)]}"
         test = f"(CASE e.type WHEN 'array' THEN EXISTS ({item} AND i.value = ?)"
@@ -40,6 +43,14 @@ def compile_filter(condition: Filter) -> Clause:
     if isinstance(condition, Exists):
         return _on_field(condition.field, "e.type <> 'null'", [])
     raise FilterError(f"{type(condition).__name__} is not a known filter.", "Build filters from Field.")
+
+
+def _joined(parts: Sequence[str], word: str) -> str:
+    """A balanced tree: SQLite bounds the depth of an expression."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = len(parts) // 2
+    return f"({_joined(parts[:middle], word)} {word} {_joined(parts[middle:], word)})"
 
 
 def _on_field(field: str, test: str, values: Sequence[Plain]) -> Clause:

@@ -7,6 +7,7 @@ any prefix of its commits may be. SIGKILL shows what a crash of the process leav
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from typing import Any
 from reperio.collection import Collection
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.hashing import HashEncoder
+from reperio.errors import NotFound
 from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
 from reperio.protocols import Index
@@ -66,8 +68,8 @@ class Worker:
 
     def run(self) -> None:
         """Go on until killed; says on standard output when it begins and what it is at."""
-        steps = [self.upsert, self.upsert, self.upsert, self.delete, self.checkpoint, self.reindex, self.compact]
-        weights = [4, 4, 4, 2, 3, 3, 1]
+        steps = [self.upsert, self.delete, self.checkpoint, self.reindex, self.rollback, self.compact]
+        weights = [12, 2, 3, 3, 1, 1]
         while True:
             (step,) = self._random.choices(steps, weights)
             sys.stdout.write(f"{step.__name__}\n")
@@ -102,6 +104,11 @@ class Worker:
         """Another kind of index."""
         index: Index[Any] = FaissIndex(self._random.choice(FACTORIES))
         self._collection.reindex("dense", index)
+
+    def rollback(self) -> None:
+        """Back to the index before."""
+        with contextlib.suppress(NotFound):
+            self._collection.rollback("dense")
 
     def compact(self) -> None:
         """Old versions off the disk."""
