@@ -18,14 +18,14 @@ from typing import Any
 from benchmarks.measuring import table
 
 SIZES = [25_000, 50_000, 100_000]
-REPEATS = 3
+REPEATS = 5
 DIM = 384
 PART = 4_096
 """Documents given at a time: with the vectors of as many, the bound on memory of an upsert."""
 
 
 def run() -> dict[str, Any]:
-    out = {str(n): [_child(n) for _ in range(REPEATS if n < SIZES[-1] else 5)] for n in SIZES}
+    out = {str(n): [_child(n) for _ in range(REPEATS)] for n in SIZES}
     rows = []
     for n, runs in out.items():
         best = sorted(runs, key=lambda r: r["upsert seconds"])[len(runs) // 2]

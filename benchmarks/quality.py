@@ -23,7 +23,7 @@ from reperio.encoders.analysis import Analyzer
 from reperio.evaluation import Beir, Run, evaluate
 
 DATA = Path(os.environ.get("REPERIO_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
-COLLECTIONS = {"adi": "test", "med": "test", "cisi": "test", "cranfield": "test", "scifact": "test"}
+COLLECTIONS = {"adi": "test", "med": "test", "cisi": "test", "cranfield": "test"}
 K = 100
 
 

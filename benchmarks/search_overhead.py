@@ -54,8 +54,8 @@ def run() -> dict[str, Any]:
                 "search": lambda: search(1),
                 "search, every hit read": lambda: search(1)[0].ids,
             },
-            repeats=9,
-            calls=30,
+            repeats=21,
+            calls=20,
         )
     return {"batch of 1000": _report(batch), "single": _report(single)}
 

@@ -35,8 +35,8 @@ _PER_CENTROID = 64
 _LEAST = 4096
 """Training vectors for each centroid to be learnt, and at the least. FAISS warns below 39, and ignores over 256."""
 
-_VISITED = 16
-"""Rows that a walk through a graph looks at for each of its ``efSearch`` candidates, in round figures."""
+_VISITED = 4
+"""Rows that are looked at one by one in the time that a walk takes for one of its ``efSearch`` candidates."""
 
 _BLOCK = 1 << 14
 """Rows decoded at a time."""
@@ -163,7 +163,8 @@ class FactoryIndex:
         """A copy that has learnt the same and holds nothing."""
         copy = FactoryIndex(self.factory, self.metric, self.dim, seed=self._seed)
         if not copy.trained:
-            index = self._faiss.clone_index(self._layers.index)
+            # By way of its bytes: a clone of a mapped index would be mapped, and cannot be emptied.
+            index = self._faiss.deserialize_index(self._faiss.serialize_index(self._layers.index))
             index.reset()
             copy._layers = Layers(index)
         return copy
@@ -201,7 +202,7 @@ class FactoryIndex:
             found = self._scan(queries, want, mask)
         else:
             found = self._walk(queries, want, mask, options, effort)
-            if len(queries) and found.ids.min() < 0:
+            if found.ids.size and found.ids.min() < 0:
                 self._complete(found, queries, mask, options, effort=effort, limit=limit)
         return found if want == k else pad(found.ids, found.scores, k)
 
@@ -261,9 +262,8 @@ class FactoryIndex:
         scores = self._scores(0 - found) if self._by_distance else found
         if mask is not None and selector is None:
             ids[~mask[ids]] = -1
-        empty = ids < 0
-        if empty.any():
-            scores[empty] = -np.inf
+        if ids.size and ids.min() < 0:
+            scores[ids < 0] = -np.inf
         if fetch > want:
             order = np.argsort(-scores, axis=1, kind="stable")[:, :want]
             ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)

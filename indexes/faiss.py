@@ -203,14 +203,14 @@ class FaissIndex:
             self._rows.append(self._tail.ids)
             self._tail = FlatIndex(self.metric)
 
-    def _sample(self, vectors: Dense) -> Dense | None:
+    def _sample(self, main: FactoryIndex, vectors: Dense) -> Dense | None:
         """What to train on, once what waits and what comes are enough."""
-        waiting, size = self._tail.vectors.reshape(-1, vectors.shape[1]), self.training_size
-        if len(waiting) + len(vectors) < size:
+        waiting, size = len(self._tail), self.train_size or main.training_size
+        if waiting + len(vectors) < size:
             return None
-        chosen = np.random.default_rng(self.seed).choice(len(waiting) + len(vectors), size, replace=False)
-        old = chosen < len(waiting)
-        return np.concatenate([waiting[chosen[old]], vectors[chosen[~old] - len(waiting)]])
+        chosen = np.random.default_rng(self.seed).choice(waiting + len(vectors), size, replace=False)
+        new = vectors[chosen[chosen >= waiting] - waiting]
+        return np.concatenate([self._tail.vectors[chosen[chosen < waiting]], new]) if waiting else new
 
     # Rows
 
@@ -231,7 +231,7 @@ class FaissIndex:
         if not len(ids):
             return
         main = self._main or self._built(vectors.shape[1])
-        if not main.trained and (sample := self._sample(vectors)) is not None:
+        if not main.trained and (sample := self._sample(main, vectors)) is not None:
             self.train(sample)
             main = self._main or main
         if self._mapped or not main.trained:
@@ -313,10 +313,9 @@ class FaissIndex:
 
     def _keyed(self, found: Neighbors) -> Neighbors:
         """Row keys for positions, equal scores in the order of their keys."""
-        empty = found.ids < 0
         ids = self._rows.ids[found.ids] if len(self._rows.ids) else found.ids
-        if empty.any():
-            ids[empty] = -1
+        if ids.size and found.ids.min() < 0:
+            ids[found.ids < 0] = -1
         found = Neighbors(ids, found.scores)
         ordered = (found.scores[:, 1:] < found.scores[:, :-1]).all()
         return found if ordered else merge([found], ids.shape[1])

@@ -38,6 +38,7 @@ class Layers:
         self.index = index
         self.parts: list[Any] = []
         self.kinds: list[Kind] = []
+        self._made: dict[tuple[int, ...], Any] = {}
         while index is not None:
             part = self._faiss.downcast_index(index)
             kind = self._kind(part)
@@ -139,8 +140,19 @@ class Layers:
                 found["k_factor"] = 8
         return found
 
-    def parameters(self, options: Mapping[str, int], selector: Any) -> Any:
-        """FAISS's parameters of one search, layer by layer: nothing in the index itself changes."""
+    def parameters(self, options: Mapping[str, int], selector: Any = None) -> Any:
+        """FAISS's parameters of one search, layer by layer: nothing in the index itself changes.
+
+        Without a selector they are made once for each setting, as that takes as long as a short search.
+        """
+        if selector is not None:
+            return self._parameters(options, selector)
+        setting = tuple(options.values())
+        if setting not in self._made:
+            self._made[setting] = self._parameters(options, None)
+        return self._made[setting]
+
+    def _parameters(self, options: Mapping[str, int], selector: Any) -> Any:
         faiss, inner = self._faiss, None
         for kind in reversed(self.kinds):
             if kind == "lists":

@@ -24,6 +24,7 @@ from reperio.ingest import Upsert, UpsertReport
 from reperio.locks import SharedLock
 from reperio.pipeline import Step
 from reperio.protocols import Encoder, Index, Spec
+from reperio.registry import build
 from reperio.retrieval import Options
 from reperio.searcher import Request, Searcher
 from reperio.signals import LiveSignal, Signal, describe
@@ -47,7 +48,9 @@ def hybrid(encoder: Encoder[Dense] | None = None, *, index: Index[Dense] | None 
     from reperio.encoders.dense import DenseEncoder
     from reperio.indexes.faiss import FaissIndex
 
-    return {**lexical(), "dense": Signal(encoder or DenseEncoder(), index or FaissIndex())}
+    # An empty index is falsy: ask for None by name.
+    dense = Signal(DenseEncoder() if encoder is None else encoder, FaissIndex() if index is None else index)
+    return {**lexical(), "dense": dense}
 
 
 def lexical(language: str = "english") -> dict[str, Signal[Any]]:
@@ -244,6 +247,9 @@ class Collection:
         DiskFull, ReadOnly
         """
         self._check_writable()
+        if not isinstance(documents, Iterable):
+            fix = "Give a list: upsert([document]); of a source, upsert(source.documents())."
+            raise InvalidInput(f"The documents are one {type(documents).__name__}.", fix)
         upsert = Upsert(self._store, list(self._signals.values()), given=embeddings, batch_size=batch_size)
         return upsert.run(documents, progress=progress)
 
@@ -268,17 +274,25 @@ class Collection:
             for signal in self._signals.values():
                 signal.derived.checkpoint()
 
-    def reindex(self, signal: str, index: Index[Any]) -> None:
+    def reindex(self, signal: str, index: Index[Any] | str) -> None:
         """Fill another, empty index from the store, then switch to it; `rollback` switches back.
 
         Searches of other processes go on in the old index until the switch, which is a rename.
+
+        Parameters
+        ----------
+        signal
+            Its name.
+        index
+            Empty, of the signal's kind; or a FAISS factory string, with the metric of the index in use.
         """
         self._check_writable()
-        if len(index):
-            raise ConfigurationError(f"The index holds {len(index)} rows already.", "Give an empty index.")
+        fresh = self._from_factory(signal, index) if isinstance(index, str) else index
+        if len(fresh):
+            raise ConfigurationError(f"The index holds {len(fresh)} rows already.", "Give an empty index.")
         live = self._named(signal)
         with self._lock.alone():
-            live.derived.reindex(index)
+            live.derived.reindex(fresh)
 
     def rollback(self, signal: str) -> None:
         """Go back to the index before the last `reindex`; documents committed since are in it too."""
@@ -468,6 +482,11 @@ class Collection:
         if name not in self._signals:
             raise ConfigurationError(f"There is no signal {name!r}.", f"There are: {', '.join(self._signals)}.")
         return self._signals[name]
+
+    def _from_factory(self, signal: str, factory: str) -> Index[Any]:
+        metric = self._named(signal).derived.spec.get("metric", "cosine")
+        index: Index[Any] = build({"type": "FaissIndex", "factory": factory, "metric": metric})
+        return index
 
     def _check_writable(self) -> None:
         if not self._store.writable:

@@ -60,7 +60,7 @@ class Explanation:
     score
         Fused score; the sum of the signals' contributions where there are several.
     rank
-        Where it stands among all candidates, from 1; None if the filter shuts it out.
+        Where it stands among all candidates, from 1; None if the filter shuts it out, or nothing in it matches.
     fusion
         How the signals were combined; None where there is one.
     filter

@@ -151,11 +151,14 @@ class Searcher:
         return pools(used, encoded, found, extra=extra)
 
     def _used(self, request: Request) -> list[LiveSignal]:
-        if not isinstance(request.k, int) or isinstance(request.k, bool) or request.k <= 0:
+        if not isinstance(request.k, int | np.integer) or isinstance(request.k, bool) or request.k <= 0:
             raise InvalidInput(f"k is {request.k!r}.", "Use a whole number of 1 or more.")
         if request.where is not None and not isinstance(request.where, Filter):
             problem = f"where is a {type(request.where).__name__}."
             raise InvalidInput(problem, "Build it from Field, or read it with reperio.filters.parse.")
+        if request.fusion is not None and not isinstance(request.fusion, Fusion):
+            problem = f"fusion is {request.fusion!r}."
+            raise InvalidInput(problem, "Give Convex() or ReciprocalRank() of reperio.fusion.")
         names = list(self._signals) if request.signals is None else list(request.signals)
         if isinstance(request.signals, str) or not names:
             raise InvalidInput(f"signals is {request.signals!r}.", "Give a list of at least one name.")
@@ -194,7 +197,7 @@ class Searcher:
             query=text,
             document=document,
             score=score,
-            rank=rank if passes else None,
+            rank=rank if passes and _found(parts, pool) else None,
             fusion=dict((request.fusion or Convex()).spec) if len(used) > 1 else None,
             filter=None if request.where is None else (str(request.where), passes),
             signals=parts,
@@ -238,6 +241,11 @@ def _candidates(
     options = (request.options or {}).get(signal.name)
     depth = min(depth, max(1, len(signal.index)))
     return candidates(signal, encoded[signal.name], depth, allowed=allowed, options=options)
+
+
+def _found(parts: Mapping[str, SignalScore], pool: Pool) -> bool:
+    """Whether the document is a match at all: a search leaves out what no signal finds and none scores."""
+    return any(part.proposed or part.score > pool.lowest[name] for name, part in parts.items())
 
 
 def _rank(scores: Dense, rows: Ids, at: int) -> int:

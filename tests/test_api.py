@@ -29,6 +29,16 @@ def test_one_line_with_an_encoder_is_hybrid() -> None:
     assert len(reperio.search("a zoo", TEXTS, k=2, encoder=HashEncoder())) == 2
 
 
+def test_one_line_hybrid_scores_every_hit_on_both_signals() -> None:
+    texts = [f"bean soup number {i}" if i % 3 else f"legume stew number {i}" for i in range(301)]
+    hits = reperio.search("bean soup", texts, encoder=HashEncoder(), k=250)
+    assert len(hits) == 250
+    assert all(set(hit.signals) == {"bm25", "dense"} for hit in hits)
+    assert hits[-1].signals["bm25"] == 0.0
+    with pytest.raises(InvalidInput, match="k is 0"):
+        reperio.search("bean", texts, k=0)
+
+
 def test_nothing_to_search_finds_nothing() -> None:
     assert reperio.search("a zoo", []) == []
 

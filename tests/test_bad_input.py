@@ -114,6 +114,10 @@ def test_a_bare_string_is_no_batch(path: Path) -> None:
             c.upsert("abc")  # type: ignore[arg-type]
         with pytest.raises(InvalidInput, match="bare string"):
             c.delete("a")
+        with pytest.raises(InvalidInput, match=r"upsert\(\[document\]\)"):
+            c.upsert(Document("x", "text"))  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match=r"fusion is 'rrf'"):
+            c.search("walrus", fusion="rrf")  # type: ignore[call-overload]
     assert intact(path)
 
 

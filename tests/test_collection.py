@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from reperio import Collection, Document, Field, Pipeline, Query, Ranking, Signal
+from reperio import Collection, Document, Field, Pipeline, Query, Ranking, Signal, hybrid, lexical
 from reperio.compression import PassageCompressor
 from reperio.embeddings import Dense
 from reperio.encoders.bm25 import BM25Encoder
@@ -267,6 +267,28 @@ def test_reindex_switches_and_rolls_back(collection: Collection, tmp_path: Path)
     assert collection.verify().ok
     with pytest.raises(NotFound, match="roll back"):
         collection.rollback("bm25")
+
+
+def test_a_factory_string_is_enough_to_reindex(collection: Collection) -> None:
+    before = [r.ids for r in collection.search(TOPICS, 5)]
+    collection.reindex("dense", "HNSW16")
+    index = collection.stats().signals["dense"]["index"]
+    assert (index["factory"], index["metric"]) == ("HNSW16", "cosine")
+    assert [r.ids for r in collection.search(TOPICS, 5)] == before
+
+
+def test_the_default_signals_take_the_index_that_is_given() -> None:
+    chosen = hybrid(HashEncoder(8), index=FaissIndex("HNSW32"))["dense"]
+    assert chosen.index.spec["factory"] == "HNSW32"
+    assert chosen.encoder.spec["dim"] == 8
+
+
+def test_what_matches_nothing_has_no_rank(tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals=lexical()) as c:
+        c.upsert([Document("a", "beans"), Document("b", "rice")])
+        assert c.search("beans").ids == ["a"]
+        assert c.explain("beans", "a").rank == 1
+        assert c.explain("beans", "b").rank is None
 
 
 def test_compaction_frees_the_disk_and_keeps_the_rest(tmp_path: Path) -> None:

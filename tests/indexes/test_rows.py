@@ -107,9 +107,7 @@ def test_an_array_grows_by_half_so_that_appending_is_cheap() -> None:
     parts=st.lists(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([0.0, 0.5, 1.0])), max_size=6), min_size=1),
     k=st.integers(1, 8),
 )
-def test_merging_keeps_the_best_and_gives_ties_to_the_lower_key(
-    parts: list[list[tuple[int, float]]], k: int
-) -> None:
+def test_merging_keeps_the_best_and_gives_ties_to_the_lower_key(parts: list[list[tuple[int, float]]], k: int) -> None:
     width = 6
     neighbors = []
     for part in parts:

@@ -1,0 +1,79 @@
+"""`FaissIndex.search` against the same FAISS index called bare: what keys, checks and the contract cost.
+
+Flat holds 100k × 384; HNSW and IVF, whose searches are short, hold 20k × 64. Both sides search with equal settings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from benchmarks.measuring import in_turns, paired, spread, table
+from reperio.indexes import FaissIndex
+from reperio.testing.index import clustered
+
+QUERIES, K = 1_000, 10
+CASES = [("Flat", 100_000, 384), ("HNSW32", 20_000, 64), ("IVF128,Flat", 20_000, 64)]
+
+
+def run() -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for factory, n, dim in CASES:
+        bare, index, queries = _pair(factory, n, dim)
+        for metric, searched in index.items():
+            for count, calls in ((QUERIES, 1), (1, 30)):
+                asked = queries[:count]
+                times = in_turns(
+                    {
+                        "bare": lambda bare=bare, asked=asked: bare.search(asked, K),
+                        "FaissIndex": lambda searched=searched, asked=asked: searched.search(asked, K),
+                    },
+                    repeats=11,
+                    calls=calls,
+                )
+                name = f"{factory} {n} x {dim}, {metric}, batch of {count}"
+                out[name] = _report(times)
+                rows.append(
+                    {
+                        "search": name,
+                        "bare ms": out[name]["bare milliseconds"]["median"],
+                        "ratio": out[name]["ratio to bare"]["median"],
+                        "ratio min..max": "{min:.3f}..{max:.3f}".format(**out[name]["ratio to bare"]),
+                        "added us": out[name]["added microseconds"]["median"],
+                    }
+                )
+    table(rows)
+    return out
+
+
+def _pair(factory: str, n: int, dim: int) -> tuple[Any, dict[str, FaissIndex], np.ndarray]:
+    """A bare index, ours by metric, and queries; all of unit vectors, so that product and cosine agree."""
+    vectors = clustered(n + QUERIES, dim)
+    rows, queries = vectors[:n], vectors[n:]
+    ours = {metric: FaissIndex(factory, metric=metric) for metric in ("ip", "cosine")}
+    for index in ours.values():
+        index.add(np.arange(n), rows)
+    bare = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    if not bare.is_trained:
+        bare.train(rows)
+    bare.add(rows)
+    if "HNSW" in factory:
+        faiss.downcast_index(bare).hnsw.efSearch = 64
+    if "IVF" in factory:
+        faiss.downcast_index(bare).nprobe = 11
+    _, wanted = bare.search(queries[:50], K)
+    share = np.mean([np.isin(a, b).mean() for a, b in zip(wanted, ours["ip"].search(queries[:50], K).ids, strict=True)])
+    assert share > (0.999 if factory == "Flat" else 0.8), "the two do not search the same"
+    return bare, ours, queries
+
+
+def _report(times: dict[str, list[float]]) -> dict[str, Any]:
+    added = [(a - b) * 1e6 for a, b in zip(times["FaissIndex"], times["bare"], strict=True)]
+    return {
+        "bare milliseconds": {name: value * 1e3 for name, value in spread(times["bare"]).items()},
+        "ratio to bare": paired(times["FaissIndex"], times["bare"]),
+        "added microseconds": spread(added),
+    }
