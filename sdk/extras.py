@@ -19,6 +19,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "evaluation": ("ir_measures",),
     "plot": ("matplotlib",),
     "cli": ("typer", "rich"),
+    "fast": ("numba",),
+    "seismic": ("seismic",),
+    "usearch": ("usearch",),
+    "hnswlib": ("hnswlib",),
+    "pgvector": ("psycopg",),
+    "milvus": ("pymilvus", "milvus_lite"),
+    "qdrant": ("qdrant_client",),
+    "ray": ("ray", "pyarrow"),
 }
 """Extra → the modules that it brings."""
 
