@@ -8,14 +8,16 @@ if TYPE_CHECKING:
     from reperio.indexes.bm25 import BM25Index as BM25Index
     from reperio.indexes.faiss import FaissIndex as FaissIndex
     from reperio.indexes.flat import FlatIndex as FlatIndex
+    from reperio.indexes.inverted import InvertedIndex as InvertedIndex
 
 _EXPORTS = {
     "BM25Index": "reperio.indexes.bm25",
     "FaissIndex": "reperio.indexes.faiss",
     "FlatIndex": "reperio.indexes.flat",
+    "InvertedIndex": "reperio.indexes.inverted",
 }
 
-__all__ = ["BM25Index", "FaissIndex", "FlatIndex"]
+__all__ = ["BM25Index", "FaissIndex", "FlatIndex", "InvertedIndex"]
 
 
 def __getattr__(name: str) -> object:

@@ -3,7 +3,12 @@
 A segment never changes. Rows are added as a new segment, taken away by a copy that marks them dead, and dropped
 when segments are merged; so whoever searches keeps a consistent view without a lock.
 
-Shapes: n rows, V distinct terms, p postings (pairs of a row and a term it holds).
+A row keeps what was added, exactly. A posting list keeps an upper bound of each row's impact, in a byte: enough to
+find out which rows may be among the best, which are then scored from the rows. Lists of many rows are cut at
+windows of rows, with the highest impact in each, so that a search can pass over windows without opening them.
+
+Shapes: n rows, V distinct terms, p postings (pairs of a row and a term it holds), L long lists with s postings,
+w windows.
 """
 
 from __future__ import annotations
@@ -11,22 +16,66 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reperio.embeddings import Ids, IdSet, Sparse, take
+from reperio.extras import installed
+from reperio.indexes import lists
+from reperio.indexes.lists import WINDOW, Cut
+from reperio.indexes.weighting import Floats, Weighting
 
-__all__ = ["Counts", "Segment", "spread"]
+__all__ = ["Positions", "Precision", "Segment", "Settings", "Values", "compile_from", "spread"]
 
-Counts: TypeAlias = NDArray[np.uint8 | np.float32]
-"""Term frequencies: one byte each where all are whole and below 256."""
+Precision: TypeAlias = Literal["uint8", "float32"]
+"""How impacts are kept in posting lists; scores are exact with both."""
+
+Values: TypeAlias = NDArray[np.uint8 | np.float32]
+"""What was added: one byte each where all are whole and below 256."""
+
+Codes: TypeAlias = NDArray[np.uint8 | np.float32]
+"""Upper bounds of impacts, in units of their term's scale."""
 
 Positions: TypeAlias = NDArray[np.int64]
 
+_LONG = 8
+"""Postings for each window from which a list is cut at windows: the table is then below a byte a posting."""
+
+_COMPILED_FROM = 1 << 16
+"""Postings from which compiled code is worth loading."""
+
 _MAPPED_FROM = 1 << 16
 """Smaller arrays are read, larger ones mapped: a map costs a page and a file descriptor."""
+
+
+class Settings(NamedTuple):
+    """What a segment is made with.
+
+    Attributes
+    ----------
+    weighting
+        What a posting counts.
+    average
+        Average length of all rows of the index.
+    precision
+        Of codes.
+    """
+
+    weighting: Weighting
+    average: float
+    precision: Precision
+
+
+class _Rows(NamedTuple):
+    """Rows, ids ascending, as they come from outside or from other segments."""
+
+    ids: IdSet
+    lengths: NDArray[np.float32]
+    starts: Positions
+    slots: NDArray[np.int32]
+    values: Values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,57 +90,147 @@ class Segment:
         Sum of each row's term frequencies, ``(n,)``, float32.
     alive
         Which rows were not removed, ``(n,)``, bool.
+    average
+        The average length that the codes were made with, ``(1,)``, float64.
     terms
         Columns in use, ``(V,)``, int64, ascending; a term's slot is its place here.
     frequencies
         In how many live rows each term occurs, ``(V,)``, int64.
-    starts, positions, counts
-        Postings by slot: ``(V + 1,)`` int64, ``(p,)`` int32, ``(p,)``.
-    row_starts, row_slots, row_counts
-        Postings by row, slots ascending in a row: ``(n + 1,)`` int64, ``(p,)`` int32, ``(p,)``.
+    scales
+        Of each term's codes, ``(V,)``, float32.
+    starts, codes
+        Impacts by slot: ``(V + 1,)`` int64, ``(p,)``.
+    long_before
+        How many of the slots before have a long list, ``(V + 1,)``, int32.
+    short_positions
+        Positions of the postings in short lists, one list after the other, ``(p - s,)``, uint32.
+    long_starts, long_places
+        Places within the window of those in long lists: ``(L + 1,)`` int64, ``(s,)`` uint16.
+    cuts
+        Where each window begins in a long list, counted from the list's start, ``(L, w + 1)``, uint32.
+    peaks
+        Highest code in each window of a long list, ``(L, w)``.
+    ranked
+        Codes of a long list at `reperio.indexes.lists.RANKS`, ``(L, 3)``.
+    row_starts, row_slots, row_values
+        What was added by row, slots ascending in a row: ``(n + 1,)`` int64, ``(p,)`` int32, ``(p,)``.
     """
 
     ids: IdSet
     lengths: NDArray[np.float32]
     alive: NDArray[np.bool_]
+    average: NDArray[np.float64]
     terms: NDArray[np.int64]
     frequencies: NDArray[np.int64]
+    scales: NDArray[np.float32]
     starts: NDArray[np.int64]
-    positions: NDArray[np.int32]
-    counts: Counts
+    codes: Codes
+    long_before: NDArray[np.int32]
+    short_positions: NDArray[np.uint32]
+    long_starts: NDArray[np.int64]
+    long_places: NDArray[np.uint16]
+    cuts: NDArray[np.uint32]
+    peaks: Codes
+    ranked: Codes
     row_starts: NDArray[np.int64]
     row_slots: NDArray[np.int32]
-    row_counts: Counts
+    row_values: Values
 
     @classmethod
-    def build(cls, ids: Ids, rows: Sparse) -> Self:
+    def build(cls, ids: Ids, rows: Sparse, settings: Settings) -> Self:
         """A segment of ``rows``, one for each id; ids are each once, in any order."""
-        order = np.argsort(ids)
-        rows = take(rows, order)
-        held = np.flatnonzero(rows.weights)
-        row_starts = np.searchsorted(held, rows.indptr).astype(np.int64)
-        columns, weights = rows.indices[held], rows.weights[held]
+        if (ids[1:] < ids[:-1]).any():
+            order = np.argsort(ids)
+            ids, rows = ids[order], take(rows, order)
+        columns, weights, starts = rows.indices, rows.weights, rows.indptr
+        if not weights.all():
+            held = np.flatnonzero(weights)
+            starts = np.searchsorted(held, starts).astype(np.int64)
+            columns, weights = columns[held], weights[held]
         terms = np.unique(columns)
-        slots = np.searchsorted(terms, columns)
-        frequencies = np.bincount(slots, minlength=len(terms)).astype(np.int64)
-        # Slot above, place below, in one integer: sorting it is a stable argsort, several times as fast.
-        by_slot = np.sort(slots << 32 | np.arange(len(slots))) & 0xFFFFFFFF
-        owner = np.repeat(np.arange(len(ids), dtype=np.int32), np.diff(row_starts))
-        counts = _narrow(weights)
-        totals = _offsets(weights)[row_starts]
-        return cls(
-            ids=ids[order],
-            lengths=np.diff(totals).astype(np.float32),
-            alive=np.ones(len(ids), dtype=np.bool_),
-            terms=terms,
-            frequencies=frequencies,
-            starts=_offsets(frequencies).astype(np.int64),
-            positions=owner[by_slot],
-            counts=counts[by_slot],
-            row_starts=row_starts,
-            row_slots=slots.astype(np.int32),
-            row_counts=counts,
+        slots = np.searchsorted(terms, columns).astype(np.int32)
+        lengths = _lengths(columns, weights, starts, settings.weighting)
+        return cls._seal(
+            terms, _Rows(np.array(ids), lengths, starts, slots, _narrow(weights, settings.precision)), settings
         )
+
+    @classmethod
+    def merge(cls, segments: Sequence[Self], settings: Settings) -> Self:
+        """One segment of all live rows, in time linear in the postings; no id is live in two."""
+        used = [s.terms[s.frequencies > 0] for s in segments]
+        terms = used[0] if len(used) == 1 else np.unique(np.concatenate(used))
+        parts = [s._rows_with(terms) for s in sorted(segments, key=lambda s: int(s.ids[0]))]
+        ids, lengths, sizes, slots, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        starts = offsets(sizes)
+        if (ids[1:] < ids[:-1]).any():
+            order = np.argsort(ids)
+            where = spread(starts[:-1][order], sizes[order])
+            ids, lengths, slots, values = ids[order], lengths[order], slots[where], values[where]
+            starts = offsets(sizes[order])
+        return cls._seal(terms, _Rows(ids, lengths, starts, slots, values), settings)
+
+    def _rows_with(self, terms: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Ids, lengths, sizes, slots among ``terms`` and values of the live rows."""
+        slot = np.searchsorted(terms, self.terms).astype(np.int32)
+        sizes = np.diff(self.row_starts)
+        if self.live == len(self):
+            return self.ids, self.lengths, sizes, slot[self.row_slots], self.row_values
+        rows, kept = self.alive, np.repeat(self.alive, sizes)
+        return self.ids[rows], self.lengths[rows], sizes[rows], slot[self.row_slots[kept]], self.row_values[kept]
+
+    @classmethod
+    def _seal(cls, terms: NDArray[np.int64], rows: _Rows, settings: Settings) -> Self:
+        weighting, average, precision = settings
+        average = average or float(rows.lengths.mean(dtype=np.float64))  # the first rows are their own measure
+        relative = weighting.relative(rows.lengths, average)
+        linear = terms < weighting.weights_below
+        windows = max(1, -(-len(rows.ids) // WINDOW))
+        if compile_from(len(rows.slots)):
+            from reperio.indexes import inverting
+
+            starts, positions, values = inverting.invert(rows.starts, rows.slots, rows.values, len(terms))
+            codes: Codes = np.empty(len(positions), dtype=precision)
+            scales = inverting.encode(starts, positions, values, relative, linear, weighting.formula, codes)
+        else:
+            starts, positions, values = lists.invert(rows.starts, rows.slots, rows.values, len(terms))
+            top = 255 if precision == "uint8" else 0
+            scales, codes = lists.encode(starts, positions, values, relative, linear, weighting.formula, top)
+        del values, relative
+        sizes = np.diff(starts)
+        is_long = sizes >= _LONG * windows
+        long_slots = np.flatnonzero(is_long)
+        made: Cut
+        if compile_from(len(rows.slots)):
+            from reperio.indexes import inverting
+
+            made = inverting.cut(starts, positions, codes, long_slots, windows)
+        else:
+            made = lists.cut(starts, positions, codes, long_slots, windows)
+        return cls(
+            ids=rows.ids,
+            lengths=rows.lengths,
+            alive=np.ones(len(rows.ids), dtype=np.bool_),
+            average=np.array([average]),
+            terms=terms,
+            frequencies=sizes,
+            scales=scales,
+            starts=starts,
+            codes=codes,
+            long_before=offsets(is_long).astype(np.int32),
+            short_positions=positions[~np.repeat(is_long, sizes)],
+            long_starts=offsets(sizes[is_long]),
+            long_places=made.places,
+            cuts=made.cuts,
+            peaks=made.peaks,
+            ranked=made.ranked,
+            row_starts=rows.starts,
+            row_slots=rows.slots,
+            row_values=rows.values,
+        )
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # sealed; and compiled code knows arrays that are mapped and that are not as one
+            getattr(self, field.name).flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -101,6 +240,11 @@ class Segment:
         """How many rows were not removed."""
         return int(np.count_nonzero(self.alive))
 
+    def drift(self, average: float) -> tuple[float, float]:
+        """By which factors the impacts of counts may have risen and fallen, now that lengths average this."""
+        change = average / float(self.average[0]) if self.average[0] > 0 and average > 0 else 1.0
+        return max(1.0, change), min(1.0, change)
+
     def find(self, ids: Ids) -> Positions:
         """Position of each id, -1 where it is not held or dead."""
         if self.ids[-1] - self.ids[0] == len(self) - 1:  # without gaps
@@ -109,19 +253,31 @@ class Segment:
             places = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
         return np.where((self.ids[places] == ids) & self.alive[places], places, -1)
 
-    def slots(self, terms: NDArray[np.int64]) -> tuple[Positions, Positions]:
-        """Which of the terms a row ever held, and their slots."""
+    def slots(self, terms: NDArray[np.int64]) -> Positions:
+        """Slot of each term, -1 where no row ever held it."""
         if not len(self.terms):
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+            return np.full(len(terms), -1, dtype=np.int64)
         places = np.minimum(np.searchsorted(self.terms, terms), len(self.terms) - 1)
-        held = np.flatnonzero(self.terms[places] == terms)
-        return held, places[held]
+        return np.where(self.terms[places] == terms, places, -1)
 
-    def rows(self, positions: Positions) -> tuple[NDArray[np.int32], Counts, Positions]:
-        """Slots and counts of these rows' postings, one row after the other, and how many each has."""
+    def postings(self, slot: int) -> tuple[Positions, Floats]:
+        """Positions of the rows that hold a term, ascending, and upper bounds of their impacts."""
+        first, last = int(self.starts[slot]), int(self.starts[slot + 1])
+        bounds = self.codes[first:last] * np.float64(self.scales[slot])
+        number = int(self.long_before[slot])
+        before = int(self.long_starts[number])
+        if self.long_before[slot + 1] == number:
+            return self.short_positions[first - before : last - before].astype(np.int64), bounds
+        places = self.long_places[before : before + last - first]
+        windows = np.arange(self.cuts.shape[1] - 1) * WINDOW
+        base: Positions = np.repeat(windows, np.diff(self.cuts[number].astype(np.int64)))
+        return base + places, bounds
+
+    def rows(self, positions: Positions) -> tuple[NDArray[np.int32], Values, Positions]:
+        """Slots and values of these rows' postings, one row after the other, and how many each has."""
         sizes = self.row_starts[positions + 1] - self.row_starts[positions]
         where = spread(self.row_starts[positions], sizes)
-        return self.row_slots[where], self.row_counts[where], sizes
+        return self.row_slots[where], self.row_values[where], sizes
 
     def without(self, positions: Positions) -> Self:
         """This segment with the rows at ``positions`` dead."""
@@ -130,64 +286,6 @@ class Segment:
         slots, _, _ = self.rows(positions)
         np.subtract.at(frequencies, slots, 1)
         return replace(self, alive=alive, frequencies=frequencies)
-
-    @classmethod
-    def merge(cls, segments: Sequence[Self]) -> Self:
-        """One segment of all live rows, in time linear in the postings; no id is live in two."""
-        alive = [np.flatnonzero(s.alive) for s in segments]
-        ids = np.concatenate([s.ids[a] for s, a in zip(segments, alive, strict=True)])
-        order = np.argsort(ids, kind="stable")
-        place = np.empty(len(ids), dtype=np.int64)
-        place[order] = np.arange(len(ids))
-        used = [np.flatnonzero(s.frequencies) for s in segments]
-        every = np.concatenate([s.terms[u] for s, u in zip(segments, used, strict=True)])
-        terms, slot = np.unique(every, return_inverse=True)
-        frequencies = np.concatenate([s.frequencies[u] for s, u in zip(segments, used, strict=True)])
-        total = np.bincount(slot, weights=frequencies, minlength=len(terms)).astype(np.int64)
-        starts = _offsets(total).astype(np.int64)
-
-        size = int(starts[-1])
-        dtype = np.result_type(*[s.counts.dtype for s in segments])
-        sizes = np.concatenate([np.diff(s.row_starts)[a] for s, a in zip(segments, alive, strict=True)])
-        row_starts = _offsets(sizes[order]).astype(np.int64)
-        merged = cls(
-            ids=ids[order],
-            lengths=np.concatenate([s.lengths[a] for s, a in zip(segments, alive, strict=True)])[order],
-            alive=np.ones(len(ids), dtype=np.bool_),
-            terms=terms,
-            frequencies=total,
-            starts=starts,
-            positions=np.empty(size, dtype=np.int32),
-            counts=np.empty(size, dtype=dtype),
-            row_starts=row_starts,
-            row_slots=np.empty(size, dtype=np.int32),
-            row_counts=np.empty(size, dtype=dtype),
-        )
-        filled, rows_done, terms_done = starts[:-1].copy(), 0, 0
-        for segment, a, u in zip(segments, alive, used, strict=True):
-            places, slots = place[rows_done : rows_done + len(a)], slot[terms_done : terms_done + len(u)]
-            merged._place(segment, places=places, slots=slots, used=u, filled=filled)
-            rows_done, terms_done = rows_done + len(a), terms_done + len(u)
-        return merged
-
-    def _place(self, part: Self, *, places: Positions, slots: Positions, used: Positions, filled: Positions) -> None:
-        """Write the live postings of ``part`` where they belong; only while merging.
-
-        ``places`` and ``slots`` are where its live rows and used terms go, ``filled`` where each slot goes on.
-        """
-        new_slot = np.zeros(len(part.terms), dtype=np.int32)
-        new_slot[used] = slots
-        row_slots, row_counts, sizes = part.rows(np.flatnonzero(part.alive))
-        where = spread(self.row_starts[places], sizes)
-        self.row_slots[where], self.row_counts[where] = new_slot[row_slots], row_counts
-
-        new_place = np.zeros(len(part), dtype=np.int32)
-        new_place[part.alive] = places
-        lasting = slice(None) if part.live == len(part) else part.alive[part.positions]
-        where = spread(filled[slots], part.frequencies[used])
-        self.positions[where] = new_place[part.positions[lasting]]
-        self.counts[where] = part.counts[lasting]
-        filled[slots] += part.frequencies[used]
 
     def save(self, folder: Path, name: str) -> None:
         """Write each array as ``{name}-{attribute}.npy``."""
@@ -200,6 +298,11 @@ class Segment:
         return cls(**{field.name: _load(folder / f"{name}-{field.name}.npy") for field in fields(cls)})
 
 
+def compile_from(postings: int) -> bool:
+    """Whether so much work is worth loading compiled code, and there is a compiler."""
+    return postings >= _COMPILED_FROM and installed("numba")
+
+
 def spread(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Positions:
     """``[starts[i], starts[i] + sizes[i])`` for each i, one after the other."""
     ends = np.cumsum(sizes)
@@ -208,17 +311,27 @@ def spread(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Positions:
     return where
 
 
-def _offsets(sizes: NDArray[Any]) -> NDArray[Any]:
-    """Running total, from 0; int64 for whole numbers, else float64."""
-    dtype = np.float64 if sizes.dtype.kind == "f" else np.int64
-    out = np.zeros(len(sizes) + 1, dtype=dtype)
+def offsets(sizes: NDArray[Any]) -> Positions:
+    """Running total, from 0."""
+    out = np.zeros(len(sizes) + 1, dtype=np.int64)
     np.cumsum(sizes, out=out[1:])
     return out
 
 
-def _narrow(weights: NDArray[np.float32]) -> Counts:
-    small = bool(np.all(weights < 256)) and bool(np.all(weights == np.floor(weights)))
-    return weights.astype(np.uint8) if small else weights
+def _lengths(
+    columns: NDArray[np.int64], weights: NDArray[np.float32], starts: Positions, weighting: Weighting
+) -> NDArray[np.float32]:
+    """Sum of each row's counts."""
+    counted = weights.astype(np.float64)
+    if weighting.weights_below:
+        counted[columns < weighting.weights_below] = 0
+    totals = np.concatenate([[0.0], np.cumsum(counted)])
+    return np.diff(totals[starts]).astype(np.float32)
+
+
+def _narrow(weights: NDArray[np.float32], precision: Precision) -> Values:
+    small = precision == "uint8" and bool(np.all(weights < 256)) and bool(np.all(weights == np.floor(weights)))
+    return weights.astype(np.uint8) if small else weights.copy()
 
 
 def _load(path: Path) -> Any:

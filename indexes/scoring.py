@@ -1,50 +1,76 @@
-"""One moment of a lexical index, and how a query is scored against it.
+"""One moment of an inverted index, and how queries are scored against it.
 
-Shapes: n rows in all segments, dead ones too; t terms of a query; m rows asked for.
+Shapes: q queries, t terms of all queries, n rows in all segments, dead ones too, k results, m rows asked for.
 """
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
-from typing import Any, NamedTuple
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.embeddings import Dense, Ids, IdSet
-from reperio.indexes.postings import Counts, Positions, Segment
+from reperio.embeddings import Dense, Ids, IdSet, Sparse
+from reperio.indexes.lists import WINDOW
+from reperio.indexes.postings import Positions, Segment, compile_from
 from reperio.indexes.weighting import Floats, Weighting
+from reperio.types import Neighbors
 
-__all__ = ["View", "WeighedQuery"]
+if TYPE_CHECKING:
+    from reperio.indexes.pruning import Lists
 
-_GROUP = 32
-"""Rows of a group in `_contenders`."""
+__all__ = ["View", "Weighed"]
+
+_THREADS = os.cpu_count() or 1
+
+_TO_EACH = 16
+"""Queries that make another thread worth starting."""
+
+_ROW_COST = 256
+"""Scoring a row costs about what summing this many postings does."""
 
 
-class WeighedQuery(NamedTuple):
-    """The terms of a query that some row holds.
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """Queries, reduced to the terms that some row holds.
 
     Attributes
     ----------
+    starts
+        Where each query's terms begin, ``(q + 1,)``.
     terms
-        Columns, ``(t,)``, ascending.
+        Columns, ascending in a query, ``(t,)``.
     idf
         ``(t,)``.
     weights
         idf times the query's own weight, ``(t,)``.
     slots
-        For each segment, which of the terms it holds and their slots there.
+        For each segment the slots of the terms, -1 where it holds none, ``(t,)``.
     baseline
-        What a row without any of the terms scores.
+        What a row without any of the terms scores, ``(q,)``.
     """
 
+    starts: Positions
     terms: NDArray[np.int64]
     idf: Floats
     weights: Floats
-    slots: list[tuple[Positions, Positions]]
-    baseline: float
+    slots: list[Positions]
+    baseline: Floats
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def part(self, first: int, last: int) -> Weighed:
+        """Queries ``first`` up to ``last``."""
+        a, b = int(self.starts[first]), int(self.starts[last])
+        slots = [s[a:b] for s in self.slots]
+        starts = self.starts[first : last + 1] - a
+        return Weighed(starts, self.terms[a:b], self.idf[a:b], self.weights[a:b], slots, self.baseline[first:last])
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,26 +100,56 @@ class View:
         return _joined([segment.ids for segment in self.segments])
 
     @cached_property
-    def dead(self) -> Positions:
-        """Places of removed rows."""
-        return np.flatnonzero(_joined([~segment.alive for segment in self.segments]))
+    def alive(self) -> NDArray[np.bool_]:
+        """Which places hold a live row, ``(n,)``."""
+        out: NDArray[np.bool_] = _joined([segment.alive for segment in self.segments]).astype(np.bool_, copy=False)
+        return out
+
+    @cached_property
+    def all_alive(self) -> bool:
+        """Whether no row was removed."""
+        return bool(self.alive.all())
+
+    @cached_property
+    def average(self) -> float:
+        """Average length of the live rows."""
+        total = sum(float(s.lengths.sum(dtype=np.float64, where=s.alive)) for s in self.segments)
+        return total / max(self.rows, 1)
 
     @cached_property
     def relative(self) -> Floats:
         """`Weighting.relative` of the row at each place, ``(n,)``."""
-        total = sum(float(s.lengths.sum(dtype=np.float64, where=s.alive)) for s in self.segments)
-        return self.weighting.relative(_joined([s.lengths for s in self.segments]), total / max(self.rows, 1))
+        return self.weighting.relative(_joined([s.lengths for s in self.segments]), self.average)
 
     @cached_property
     def mean_idf(self) -> float:
-        """For okapi the mean idf of all terms, else 0."""
+        """For okapi the mean idf of all counted terms, else 0."""
         if self.weighting.variant != "okapi" or not self.segments:
             return 0.0
         df = _joined([s.frequencies for s in self.segments])
+        terms = _joined([s.terms for s in self.segments])
+        df, terms = df[terms >= self.weighting.weights_below], terms[terms >= self.weighting.weights_below]
         if len(self.segments) > 1:
-            _, slot = np.unique(_joined([s.terms for s in self.segments]), return_inverse=True)
+            _, slot = np.unique(terms, return_inverse=True)
             df = np.bincount(slot, weights=df).astype(np.int64)
         return self.weighting.mean_idf(df[df > 0], self.rows)
+
+    @cached_property
+    def postings(self) -> int:
+        """How many pairs of a row and a term there are, dead rows' too."""
+        return sum(len(segment.row_slots) for segment in self.segments)
+
+    @cached_property
+    def compiles(self) -> bool:
+        """Whether to use compiled code."""
+        return compile_from(self.postings)
+
+    @cached_property
+    def lists(self) -> list[Lists]:
+        """The segments for compiled code."""
+        from reperio.indexes.pruning import Lists
+
+        return [Lists(*(getattr(segment, name) for name in Lists._fields)) for segment in self.segments]
 
     def find(self, ids: Ids) -> Positions:
         """Place of each id, -1 where no live row has it."""
@@ -112,139 +168,206 @@ class View:
             found.append(positions[positions >= 0] + base)
         return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
-    def weigh(self, terms: NDArray[np.int64], weights: NDArray[np.float32]) -> WeighedQuery:
-        """Look up a query's terms and weigh those that a row holds."""
+    def weigh(self, queries: Sparse) -> Weighed:
+        """Look up the queries' terms and weigh those that a row holds."""
+        terms, weights, starts = queries.indices, queries.weights, queries.indptr
         slots = [segment.slots(terms) for segment in self.segments]
         df = np.zeros(len(terms), dtype=np.int64)
-        for segment, (held, slot) in zip(self.segments, slots, strict=True):
-            df[held] += segment.frequencies[slot]
+        for segment, slot in zip(self.segments, slots, strict=True):
+            df += np.where(slot >= 0, segment.frequencies[slot], 0) if len(segment.terms) else 0
         known = (df > 0) & (weights > 0)
         if not known.all():
-            return self.weigh(terms[known], weights[known])
-        idf = self.weighting.idf(df, self.rows, mean=self.mean_idf)
-        weighed = idf * weights
-        return WeighedQuery(terms, idf, weighed, slots, self.weighting.absent * float(weighed.sum()))
+            starts = np.concatenate([[0], np.cumsum(known)])[starts]
+            terms, weights, df, slots = terms[known], weights[known], df[known], [s[known] for s in slots]
+        given = terms < self.weighting.weights_below
+        idf = np.where(given, 1.0, self.weighting.idf(df, self.rows, mean=self.mean_idf))
+        weighed: Floats = idf * weights
+        baseline = np.zeros(len(queries))
+        if self.weighting.absent:
+            totals = np.concatenate([[0.0], np.cumsum(np.where(given, 0.0, weighed))])
+            baseline = self.weighting.absent * np.diff(totals[starts])
+        return Weighed(starts, terms, idf, weighed, slots, baseline)
 
-    def best(self, query: WeighedQuery, k: int, allowed: Positions | None) -> tuple[Ids, Dense]:
-        """Ids and scores of the k best rows that hold a term of the query, best first; all of them if fewer.
+    # Searching
 
-        ``allowed`` are places of live rows to choose from. Where they are few, rows are scored one by one, else
-        term by term, with the same result to the bit. Of equal scores the lower id is first.
+    def best(self, queries: Weighed, k: int, allowed: Positions | None) -> Neighbors:
+        """The k best rows of each query that hold a term of it, of equal scores the lower id first.
+
+        ``allowed`` are places of live rows to choose from.
         """
-        if allowed is not None and self._few(query, allowed):
-            found, scores = self._by_row(query, allowed)
-        else:
-            found, scores = self._by_term(query, k, allowed)
-        ids, rounded = self.ids[found], (scores + query.baseline).astype(np.float32)
-        if len(ids) > k:
-            kept = rounded >= np.partition(rounded, len(ids) - k)[len(ids) - k]
-            ids, rounded = ids[kept], rounded[kept]
-        order = np.lexsort((ids, -rounded))[:k]
-        return ids[order], rounded[order]
+        threads = min(_THREADS, len(queries) // _TO_EACH) if self.compiles else 1
+        if threads <= 1:
+            return self._best(queries, k, allowed)
+        edges = [len(queries) * i // threads for i in range(threads + 1)]
+        parts = [queries.part(a, b) for a, b in pairwise(edges)]
+        # Threads of this one call: a pool that outlives it would not survive a fork.
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(lambda part: self._best(part, k, allowed), parts))
+        return Neighbors(np.concatenate([f.ids for f in found]), np.concatenate([f.scores for f in found]))
 
-    def score(self, query: WeighedQuery, ids: Ids) -> Dense:
-        """Scores of these rows, ``(m,)``; ``-inf`` where no live row has the id."""
-        places = self.find(ids)
-        out = np.full(len(ids), -np.inf, dtype=np.float32)
-        out[places >= 0] = self._sums(query, places[places >= 0])[0] + query.baseline
+    def _best(self, queries: Weighed, k: int, allowed: Positions | None) -> Neighbors:
+        out = Neighbors(
+            np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
+        )
+        usable = self.alive
+        if allowed is not None:
+            usable = np.zeros(len(self.ids), dtype=np.bool_)
+            usable[allowed] = True
+        summed: list[int] = []
+        for i in range(len(queries)):
+            one = queries.part(i, i + 1)
+            if not len(one.terms):
+                continue
+            if allowed is not None and len(allowed) * _ROW_COST < self._touched(one) + len(self.ids):
+                self._fill(out, i, self._by_row(one, allowed), k)
+            elif self.compiles and one.weights.min() > 0:
+                summed.append(i)
+            else:
+                self._fill(out, i, self._by_term(one, k, usable), k)
+        if summed:
+            self._by_list(queries, np.array(summed), usable, out, everything=allowed is None and self.all_alive)
         return out
 
-    def frequencies(self, query: WeighedQuery, place: int) -> tuple[Floats, Floats]:
-        """Frequency of each query term in the row at ``place``, and what it counts as a factor of its weight."""
-        number = int(np.searchsorted(self.bases, place, side="right")) - 1
-        row_slots, row_counts, _ = self.segments[number].rows(np.array([place - self.bases[number]]))
-        held, slots = query.slots[number]
-        where, known = _locate(row_slots, slots)
-        tf = np.zeros(len(query.terms))
-        tf[held[known]] = row_counts[where[known]]
-        present = np.flatnonzero(tf)
-        factors = np.full(len(tf), self.weighting.absent)
-        factors[present] += self.weighting.saturate(tf[present], np.full(len(present), self.relative[place]))
-        return tf, factors
-
-    def _few(self, query: WeighedQuery, allowed: Positions) -> bool:
-        """Whether scoring these rows one by one touches less than scoring all by the query's terms."""
-        postings = sum(len(segment.row_slots) for segment in self.segments)
-        touched = sum(
-            int(segment.frequencies[slots].sum())
-            for segment, (_, slots) in zip(self.segments, query.slots, strict=True)
+    def _touched(self, query: Weighed) -> int:
+        """How many postings the query's terms have."""
+        return sum(
+            int(s.frequencies[slots[slots >= 0]].sum()) for s, slots in zip(self.segments, query.slots, strict=True)
         )
-        return len(allowed) * postings < (touched + len(self.ids) / 8) * len(self.ids)
 
-    def _by_row(self, query: WeighedQuery, places: Positions) -> tuple[Positions, Floats]:
-        scores, matching = self._sums(query, places)
-        return places[matching], scores[matching]
+    def _fill(self, out: Neighbors, i: int, found: tuple[Positions, Floats], k: int) -> None:
+        ids, scores = self.ids[found[0]], found[1].astype(np.float32)
+        if len(ids) > k:
+            kept = scores >= np.partition(scores, len(ids) - k)[len(ids) - k]
+            ids, scores = ids[kept], scores[kept]
+        order = np.lexsort((ids, -scores))[:k]
+        out.ids[i, : len(order)], out.scores[i, : len(order)] = ids[order], scores[order]
 
-    def _sums(self, query: WeighedQuery, places: Positions) -> tuple[Floats, NDArray[np.bool_]]:
-        """Scores of the rows at these places without baseline, and which of them hold a term of the query."""
+    def _by_list(
+        self, queries: Weighed, chosen: Positions, usable: NDArray[np.bool_], out: Neighbors, *, everything: bool
+    ) -> None:
+        """Search the chosen queries with compiled code."""
+        from reperio.indexes import pruning
+
+        k = out.ids.shape[1]
+        scores = np.full((len(chosen), k), -np.inf, dtype=np.float32)
+        keys = np.full((len(chosen), k), 2**63 - 1, dtype=np.int64)
+        for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
+            rows = slice(base, base + len(segment))
+            sums = np.zeros(WINDOW, dtype=np.int32 if segment.codes.dtype == np.uint8 else np.float32)
+            pruning.search(
+                self.lists[number],
+                self.relative[rows],
+                self.weighting.formula,
+                self._asked(queries, number, chosen),
+                usable[rows],
+                (*segment.drift(self.average), everything),
+                (scores, keys),
+                sums,
+            )
+        keys[np.isneginf(scores)] = -1
+        order = np.lexsort((keys, -scores), axis=1)
+        out.ids[chosen] = np.take_along_axis(keys, order, axis=1)
+        out.scores[chosen] = np.take_along_axis(scores, order, axis=1)
+
+    def _asked(self, queries: Weighed, number: int, chosen: Positions) -> Any:
+        """The chosen queries' terms in one segment, for compiled code."""
+        from reperio.indexes.pruning import Asked
+
+        held = queries.slots[number] >= 0
+        if len(chosen) < len(queries):
+            kept = np.zeros(len(queries), dtype=np.bool_)
+            kept[chosen] = True
+            held &= np.repeat(kept, np.diff(queries.starts))
+        ends = np.concatenate([[0], np.cumsum(held)])[queries.starts]
+        starts = np.concatenate([[0], np.cumsum(np.diff(ends)[chosen])])
+        linear = queries.terms[held] < self.weighting.weights_below
+        return Asked(starts, queries.slots[number][held], queries.weights[held], linear, queries.baseline[chosen])
+
+    def _by_row(self, query: Weighed, places: Positions) -> tuple[Positions, Floats]:
+        """Those of the rows that hold a term, and their scores."""
+        if self.compiles and query.weights.min() > 0:
+            scores = self._sums_compiled(query, places[None])[0]
+            matching = scores > 0
+        else:
+            scores, matching = self._sums(query, places)
+        return places[matching], scores[matching] + query.baseline[0]
+
+    def _by_term(self, query: Weighed, k: int, usable: NDArray[np.bool_]) -> tuple[Positions, Floats]:
+        """Rows that hold a term, the k best of them at least, and their scores."""
+        bounds = np.zeros(len(self.ids))
+        holds = np.zeros(len(self.ids), dtype=np.bool_)
+        for base, segment, slots in zip(self.bases, self.segments, query.slots, strict=False):
+            rise, _ = segment.drift(self.average)
+            for slot, weight in zip(slots.tolist(), query.weights.tolist(), strict=True):
+                if slot >= 0:
+                    positions, impacts = segment.postings(slot)
+                    bounds[base + positions] += weight * rise * impacts
+                    holds[base + positions] = True
+        found = np.flatnonzero(holds & usable)
+        # A negative weight, which okapi gives in tiny collections, has no upper bound.
+        if len(found) > 4 * k and query.weights.min() > 0:
+            lead = found[np.argpartition(bounds[found], len(found) - k)[len(found) - k :]]
+            least = self._sums(query, lead)[0].min()
+            found = found[bounds[found] >= least * (1 - 2**-20) - 2**-20 * abs(query.baseline[0])]
+        return found, self._sums(query, found)[0] + query.baseline[0]
+
+    # Scoring
+
+    def score(self, queries: Weighed, ids: Ids) -> Dense:
+        """Scores of these rows, ``(q, m)``; ``-inf`` where no live row has the id."""
+        places = self.find(ids.ravel()).reshape(ids.shape)
+        out = np.full(ids.shape, -np.inf, dtype=np.float32)
+        if self.compiles:
+            sums = self._sums_compiled(queries, places) + queries.baseline[:, None]
+            out[places >= 0] = sums[places >= 0]
+            return out
+        for i, (row, held) in enumerate(zip(out, places, strict=True)):
+            one = queries.part(i, i + 1)
+            row[held >= 0] = self._sums(one, held[held >= 0])[0] + one.baseline[0]
+        return out
+
+    def _sums_compiled(self, queries: Weighed, places: Positions) -> Floats:
+        """Scores of the rows at these places without baseline, ``(q, m)``; 0 where a row holds no term."""
+        from reperio.indexes import pruning
+
+        scores = np.zeros(places.shape)
+        everyone = np.arange(len(queries))
+        for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
+            rows = slice(base, base + len(segment))
+            asked = self._asked(queries, number, everyone)
+            formula = self.weighting.formula
+            pruning.score(self.lists[number], self.relative[rows], formula, asked, places - base, scores)
+        return scores
+
+    def _sums(self, query: Weighed, places: Positions) -> tuple[Floats, NDArray[np.bool_]]:
+        """As `_sums_compiled` for one query, and which rows hold a term of it."""
         scores, matching = np.zeros(len(places)), np.zeros(len(places), dtype=np.bool_)
-        for base, segment, (held, slots) in zip(self.bases, self.segments, query.slots, strict=False):
+        for base, segment, slots in zip(self.bases, self.segments, query.slots, strict=False):
             here = np.flatnonzero((places >= base) & (places < base + len(segment)))
-            if len(here):
-                row_slots, counts, sizes = segment.rows(places[here] - base)
-                term, known = _locate(slots, row_slots)
-                owner = np.repeat(here, sizes)[known]
-                values = self.weighting.saturate(counts[known], self.relative[places[owner]])
-                values *= query.weights[held[term[known]]]
-                scores += _sum(values, owner, len(places))
-                matching[owner] = True
+            held = np.flatnonzero(slots >= 0)
+            if not len(here) or not len(held):
+                continue
+            row_slots, values, sizes = segment.rows(places[here] - base)
+            term, known = _locate(slots[held], row_slots)
+            owner, term = np.repeat(here, sizes)[known], held[term[known]]
+            relative = self.relative[places[owner]]
+            impacts = self.weighting.impacts(values[known], relative, query.terms[term])
+            scores += np.bincount(owner, weights=impacts * query.weights[term], minlength=len(places))
+            matching[owner] = True
         return scores, matching
 
-    def _by_term(self, query: WeighedQuery, k: int, allowed: Positions | None) -> tuple[Positions, Floats]:
-        """Rows that hold a term, the k best of them at least: places, ascending, and scores without baseline."""
-        if not len(query.terms):
-            return np.empty(0, dtype=np.int64), np.empty(0)
-        places, counts, weights = self._postings(query)
-        values = self.weighting.saturate(counts, self.relative[places])
-        values *= weights
-        scores = _sum(values, places, len(self.ids))
-        # Where a term weighs nothing, a score of 0 is no sign that a row lacks it.
-        telling = bool(query.weights.min() > 0)
-        marks = scores if telling else np.bincount(places, minlength=len(self.ids))
-        if allowed is not None:
-            found = allowed[marks[allowed] > 0]
-        else:
-            marks[self.dead] = 0
-            found = _contenders(scores, k, query.baseline) if telling else np.flatnonzero(marks)
-        return found, scores[found]
-
-    def _postings(self, query: WeighedQuery) -> tuple[NDArray[np.signedinteger[Any]], Counts, Floats]:
-        """Place, frequency and the term's weight of every posting of the query's terms."""
-        positions: list[NDArray[np.int32]] = []
-        counts: list[Counts] = []
-        sizes, weights, totals = list[Positions](), list[Floats](), list[int]()
-        for segment, (held, slots) in zip(self.segments, query.slots, strict=True):
-            begins, ends = segment.starts[slots], segment.starts[slots + 1]
-            for first, last in zip(begins.tolist(), ends.tolist(), strict=True):
-                positions.append(segment.positions[first:last])
-                counts.append(segment.counts[first:last])
-            sizes.append(ends - begins)
-            weights.append(query.weights[held])
-            totals.append(int(sizes[-1].sum()))
-        places: NDArray[np.signedinteger[Any]] = np.concatenate(positions)
-        if len(self.segments) > 1:
-            places = places + np.repeat(self.bases[:-1], totals)
-        return places, np.concatenate(counts), np.repeat(_joined(weights), _joined(sizes))
-
-
-def _contenders(scores: Floats, k: int, baseline: float) -> Positions:
-    """Where the positive scores are that may be among the k best.
-
-    The rows are cut into groups of 32. The k best groups hold k rows no worse than the k-th best group's best
-    row: a bound, found without sorting the rows. It is lowered by what rounding to float32 may make equal.
-    """
-    groups = len(scores) // _GROUP
-    if groups <= 2 * k:
-        return np.flatnonzero(scores > 0)
-    tops = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
-    bound = np.partition(tops, groups - k)[groups - k]
-    bound -= (bound + baseline) * 2**-22
-    return np.flatnonzero(scores >= bound) if bound > 0 else np.flatnonzero(scores > 0)
-
-
-def _sum(values: Floats, places: NDArray[np.signedinteger[Any]], size: int) -> Floats:
-    """Sum of the values at each place, ``(size,)``, added in the order they come."""
-    return np.bincount(places, weights=values, minlength=size).astype(np.float64, copy=False)
+    def impacts(self, query: Weighed, place: int) -> tuple[Floats, Floats]:
+        """What the row at ``place`` holds of each term of the one query, and its factor of the term's weight."""
+        number = int(np.searchsorted(self.bases, place, side="right")) - 1
+        row_slots, row_values, _ = self.segments[number].rows(np.array([place - self.bases[number]]))
+        where, known = _locate(row_slots, query.slots[number])
+        values = np.zeros(len(query.terms))
+        values[known] = row_values[where[known]]
+        factors = np.where(query.terms < self.weighting.weights_below, 0.0, self.weighting.absent)
+        present = np.flatnonzero(values)
+        relative = np.full(len(present), self.relative[place])
+        factors[present] += self.weighting.impacts(values[present], relative, query.terms[present])
+        return values, factors
 
 
 def _locate(

@@ -17,6 +17,9 @@ bm25+      log((N + 1) / df)                                idf * (delta + tf (k
                                                             also where tf = 0
 ========== ================================================ =====================================================
 
+A column that holds weights already, as learned-sparse encoders make, has the weight that it holds, and no part in
+lengths: one index sums both kinds.
+
 lucene, robertson and atire equal bm25s; okapi, bm25l and bm25+ equal rank_bm25. bm25s has the same bm25+;
 its bm25l lacks the factor tf and gives rows without the term the weight of tf = 0.
 """
@@ -25,26 +28,40 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reperio.errors import ConfigurationError
 
-__all__ = ["Variant", "Weighting"]
+__all__ = ["ALL", "Formula", "Variant", "Weighting"]
 
 Variant: TypeAlias = Literal["lucene", "robertson", "atire", "okapi", "bm25l", "bm25+"]
 
 Floats: TypeAlias = NDArray[np.float64]
 
+ALL: Final = 2**63 - 1
+"""As `Weighting.weights_below`: no column holds counts."""
+
 _DELTA: Final[dict[str, float]] = {"bm25l": 0.5, "bm25+": 1.0}
 _EPSILON: Final = 0.25
+
+
+class Formula(NamedTuple):
+    """A count's part of its term's weight: ``tf**power * (alpha tf + beta L) / (tf + gamma L)``."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    power: int
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
     """One variant with its parameters, every one checked; see the module for the formulas.
+
+    Columns below ``weights_below`` hold weights, the others counts.
 
     Raises
     ------
@@ -57,6 +74,7 @@ class Weighting:
     b: float
     delta: float | None = None
     epsilon: float | None = None
+    weights_below: int = 0
 
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
@@ -115,14 +133,29 @@ class Weighting:
         out += 1 - self.b
         return out
 
-    def saturate(self, tf: NDArray[Any], relative: Floats) -> Floats:
-        """What a term that a row holds counts, as a factor of its idf, without `absent`; overwrites ``relative``."""
+    @property
+    def formula(self) -> Formula:
+        """What `saturate` computes, for compiled code."""
         if self.variant == "bm25l":
-            c = tf / relative + (self.delta or 0.0)
-            return np.asarray(c * (self.k1 + 1) * tf / (self.k1 + c), dtype=np.float64)
-        relative *= self.k1
-        relative += tf
-        np.divide(tf, relative, out=relative)
-        if self.variant not in ("lucene", "robertson"):
-            relative *= self.k1 + 1
-        return relative
+            delta = self.delta or 0.0
+            return Formula(self.k1 + 1, (self.k1 + 1) * delta, self.k1 + delta, 1)
+        return Formula(1.0 if self.variant in ("lucene", "robertson") else self.k1 + 1, 0.0, self.k1, 0)
+
+    def saturate(self, tf: NDArray[Any], relative: Floats) -> Floats:
+        """What a term that a row holds counts, as a factor of its idf, without `absent`."""
+        alpha, beta, gamma, power = self.formula
+        counts = tf.astype(np.float64)
+        out: Floats = gamma * relative
+        out += counts
+        np.divide(alpha * counts + beta * relative if beta else alpha * counts, out, out=out)
+        return out * counts if power else out
+
+    def impacts(self, values: NDArray[Any], relative: Floats, columns: NDArray[np.int64]) -> Floats:
+        """What each posting counts, as a factor of its term's weight; one value, L and column each."""
+        if self.weights_below >= ALL:
+            return values.astype(np.float64)
+        out = self.saturate(values, relative)
+        if self.weights_below:
+            given = columns < self.weights_below
+            out[given] = values[given]
+        return out

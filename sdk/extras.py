@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, ParamSpec, TypeVar, cast
 
 from reperio.errors import MissingDependency
 
@@ -30,6 +33,15 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """Extra → the modules that it brings."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@cache
+def installed(module: str) -> bool:
+    """Whether an optional module is there, without importing it."""
+    return find_spec(module) is not None
+
 
 def load(module: str, *, extra: str) -> Any:
     """Import an optional module, or say which extra brings it.
@@ -53,3 +65,15 @@ def load(module: str, *, extra: str) -> Any:
         if error.name is not None and error.name.partition(".")[0] == top:
             raise MissingDependency(top, extra) from error
         raise
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function over arrays to machine code when it is first called, and keep the result on disk.
+
+    It runs without the interpreter's lock, so threads help. Modules that use this need the extra ``fast``: import
+    them where they are used.
+    """
+    njit = load("numba", extra="fast").njit
+    # Reordering a maximum is free of rounding; nothing here is NaN.
+    decorator = njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+    return cast("Callable[P, R]", decorator(function))

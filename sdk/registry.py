@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
     "Fuse": "reperio.fusion:Fuse",
     "GivenVectors": "reperio.encoders.given:GivenVectors",
     "HashEncoder": "reperio.encoders.hashing:HashEncoder",
+    "InvertedIndex": "reperio.indexes.inverted:InvertedIndex",
     "Pipeline": "reperio.pipeline:Pipeline",
     "PassageCompressor": "reperio.compression.passages:PassageCompressor",
     "ReciprocalRank": "reperio.fusion:ReciprocalRank",

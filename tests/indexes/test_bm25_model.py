@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from reperio.embeddings import Sparse
 from reperio.errors import DuplicateId
-from reperio.indexes import bm25
+from reperio.indexes import inverted, postings
 from reperio.indexes.bm25 import BM25Index
+from reperio.indexes.postings import Precision
 from reperio.indexes.weighting import Variant
 
 
@@ -39,12 +40,18 @@ class Model(RuleBasedStateMachine):
     ids = st.lists(st.integers(0, 40), max_size=12, unique=True)
     row = st.dictionaries(st.integers(0, 12), st.integers(1, 300).map(float), max_size=6)
 
-    @initialize(variant=st.sampled_from(get_args(Variant)), smallest=st.sampled_from([0, 3, 128]))
-    def begin(self, variant: Variant, smallest: int) -> None:
+    @initialize(
+        variant=st.sampled_from(get_args(Variant)),
+        smallest=st.sampled_from([0, 3, 128]),
+        compiled_from=st.sampled_from([0, 1 << 60]),
+        precision=st.sampled_from(get_args(Precision)),
+    )
+    def begin(self, variant: Variant, smallest: int, compiled_from: int, precision: Precision) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(bm25, "_SMALLEST", smallest)
+        self.patch.setattr(inverted, "_SMALLEST", smallest)
+        self.patch.setattr(postings, "_COMPILED_FROM", compiled_from)
         self.variant: Variant = variant
-        self.index = BM25Index(variant)
+        self.index = BM25Index(variant, precision=precision)
         self.rows: dict[int, dict[int, float]] = {}
 
     def teardown(self) -> None:
@@ -105,7 +112,7 @@ class Model(RuleBasedStateMachine):
             parts = self.index.explain(sparse(query), key)
             score = float(self.index.score(sparse(query), keys(key)[None])[0, 0])
             assert sum(part.contribution for part in parts) == pytest.approx(score, rel=1e-6, abs=1e-6)
-            assert {part.term: part.tf for part in parts if part.tf} == {
+            assert {part.term: part.value for part in parts if part.value} == {
                 term: tf for term, tf in self.rows[key].items() if query.get(term)
             }
 

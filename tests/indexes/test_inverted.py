@@ -1,0 +1,257 @@
+"""The inverted index: exact however it is searched, whatever its rows hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reperio.embeddings import Dense, Sparse, take
+from reperio.errors import ConfigurationError
+from reperio.indexes import BM25Index, InvertedIndex, lists, postings
+from reperio.indexes.postings import Precision
+from reperio.indexes.weighting import Formula
+from reperio.types import Neighbors
+
+DIM = 3000
+
+
+@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs through compiled code and without it."""
+    monkeypatch.setattr(postings, "_COMPILED_FROM", {"compiled": 0, "numpy": 1 << 60}[request.param])
+    return str(request.param)
+
+
+def learned(rows: int, *, seed: int = 0, terms: int = 40, dim: int = DIM) -> Sparse:
+    """Rows as learned-sparse encoders make them: some terms in most rows, most in few, weights below 3."""
+    rng = np.random.default_rng(seed)
+    columns = np.minimum((dim * rng.random((rows, terms)) ** 3).astype(np.int64), dim - 1)
+    matrix = scipy.sparse.csr_array((rows, dim), dtype=np.float32)
+    weights = np.log1p(rng.exponential(2, (rows, terms))).astype(np.float32)
+    owner = np.repeat(np.arange(rows), terms)
+    matrix = scipy.sparse.coo_array((weights.ravel(), (owner, columns.ravel())), shape=(rows, dim)).tocsr()
+    matrix.sort_indices()
+    return Sparse(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data, dim)
+
+
+def products(queries: Sparse, rows: Sparse) -> Dense:
+    """Inner products by scipy: another's arithmetic."""
+    left, right = (
+        scipy.sparse.csr_array((s.weights.astype(np.float64), s.indices, s.indptr), shape=(len(s), s.dim))
+        for s in (queries, rows)
+    )
+    return (left @ right.T).toarray()
+
+
+def check(found: Neighbors, scores: Dense, keys: np.ndarray, k: int, allowed: np.ndarray | None = None) -> None:
+    """Found are the k best of the scores, to the rounding of float32."""
+    for ids, values, row in zip(found.ids, found.scores, scores, strict=True):
+        may = row > 0 if allowed is None else (row > 0) & np.isin(keys, allowed)
+        best = np.sort(row[may])[::-1][:k]
+        np.testing.assert_allclose(values[: len(best)], best, rtol=2e-6)
+        assert (ids[len(best) :] == -1).all()
+        held = ids[: len(best)]
+        assert len(np.unique(held)) == len(held)
+        at = np.searchsorted(keys, held)
+        np.testing.assert_allclose(values[: len(best)], row[at], rtol=2e-6)
+        assert may[at].all()
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("k", [1, 10, 200])
+def test_search_equals_the_product_of_scipy(precision: Precision, k: int) -> None:
+    rows, queries = learned(40_000, terms=20), learned(30, seed=1, terms=15)
+    keys = np.arange(0, 120_000, 3)
+    index = InvertedIndex(precision=precision)
+    for part in np.array_split(np.arange(40_000), 3):
+        index.add(keys[part], take(rows, part))
+    check(index.search(queries, k), products(queries, rows), keys, k)
+
+
+def test_one_query_finds_what_a_batch_finds() -> None:
+    rows, queries = learned(20_000), learned(80, seed=1, terms=10)
+    index = InvertedIndex()
+    index.add(np.arange(20_000), rows)
+    together = index.search(queries, 10)
+    for i in range(80):
+        alone = index.search(take(queries, np.array([i])), 10)
+        np.testing.assert_array_equal(alone.ids[0], together.ids[i])
+        np.testing.assert_array_equal(alone.scores[0], together.scores[i])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.5, 0.99])
+def test_filters_give_the_best_of_what_passes(share: float) -> None:
+    rows, queries = learned(20_000), learned(20, seed=1, terms=10)
+    index, keys = InvertedIndex(), np.arange(20_000)
+    index.add(keys, rows)
+    allowed = np.sort(np.random.default_rng(5).choice(keys, int(share * 20_000), replace=False))
+    check(index.search(queries, 10, allowed=allowed), products(queries, rows), keys, 10, allowed)
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_removed_and_replaced_rows_are_never_found(precision: Precision) -> None:
+    rows, queries = learned(20_000), learned(20, seed=1, terms=10)
+    index, keys = InvertedIndex(precision=precision), np.arange(20_000)
+    index.add(keys, rows)
+    index.remove(keys[::7])
+    index.add(keys[1::7], take(rows, keys[1::7][::-1]))
+    now = take(rows, np.where(keys % 7 == 1, keys[1::7][::-1][np.minimum(keys // 7, len(keys[1::7]) - 1)], keys))
+    scores = products(queries, now)
+    scores[:, ::7] = 0
+    check(index.search(queries, 25), scores, keys, 25)
+    index.compact()
+    assert len(index._view.segments) == 1
+    check(index.search(queries, 25), scores, keys, 25)
+
+
+def test_rows_far_above_and_below_each_other_are_ranked_exactly() -> None:
+    """A byte cannot tell such weights apart: what is kept of the rows must."""
+    rng = np.random.default_rng(0)
+    rows = learned(5000)
+    weights = (rows.weights * 10.0 ** rng.uniform(-6, 4, len(rows.weights))).astype(np.float32)
+    rows = Sparse(rows.indptr, rows.indices, weights, rows.dim)
+    queries = learned(20, seed=1)
+    index = InvertedIndex()
+    index.add(np.arange(5000), rows)
+    check(index.search(queries, 20), products(queries, rows), np.arange(5000), 20)
+
+
+def test_many_equal_rows_tie_to_the_lower_ids() -> None:
+    one = learned(1, terms=6)
+    rows = take(one, np.zeros(3000, dtype=np.int64))
+    index = InvertedIndex()
+    for part in (slice(2000, 3000), slice(0, 1000), slice(1000, 2000)):
+        index.add(np.arange(3000)[part], take(rows, np.arange(1000)))
+    assert index.search(one, 50).ids[0].tolist() == list(range(50))
+
+
+def test_long_queries_and_single_terms_are_exact_too() -> None:
+    rows = learned(20_000)
+    keys = np.arange(20_000)
+    index = InvertedIndex()
+    index.add(keys, rows)
+    for terms in (1, 2, 700):
+        queries = learned(5, seed=2, terms=terms)
+        check(index.search(queries, 10), products(queries, rows), keys, 10)
+
+
+def test_weights_and_counts_are_summed_in_one_index() -> None:
+    """Columns below a boundary are weights, the others counts: the sum of the two indexes' scores."""
+    boundary = 1000
+    rng = np.random.default_rng(3)
+    rows, queries = learned(8000), learned(15, seed=1)
+    counts = np.where(rows.indices < boundary, rows.weights, rng.integers(1, 5, len(rows.indices)))
+    rows = Sparse(rows.indptr, rows.indices, counts.astype(np.float32), DIM)
+    keys = np.arange(8000)
+
+    def side(sparse: Sparse, *, below: bool) -> Sparse:
+        kept = (sparse.indices < boundary) == below
+        starts = np.concatenate([[0], np.cumsum(kept)])[sparse.indptr]
+        return Sparse(starts, sparse.indices[kept], sparse.weights[kept], DIM)
+
+    both = BM25Index(weights_below=boundary)
+    weights, terms = InvertedIndex(), BM25Index()
+    both.add(keys, rows)
+    weights.add(keys, side(rows, below=True))
+    terms.add(keys, side(rows, below=False))
+    every = np.tile(keys, (15, 1))
+    summed = weights.score(side(queries, below=True), every) + terms.score(side(queries, below=False), every)
+    np.testing.assert_allclose(both.score(queries, every), summed, rtol=1e-5)
+    check(both.search(queries, 10), both.score(queries, every).astype(np.float64), keys, 10)
+    parts = both.explain(take(queries, np.array([0])), 5)
+    assert sum(p.contribution for p in parts) == pytest.approx(float(both.score(queries, every)[0, 5]), rel=1e-6)
+    assert {p.idf for p in parts if p.term < boundary} <= {1.0}
+
+
+def test_lengths_that_drift_leave_every_score_as_in_a_fresh_index() -> None:
+    """Bounds were made with another average length: they must hold all the same."""
+    rng = np.random.default_rng(0)
+
+    def rows(count: int, terms: int) -> Sparse:
+        sparse = learned(count, terms=terms, seed=count)
+        return Sparse(sparse.indptr, sparse.indices, rng.integers(1, 9, len(sparse.indices)).astype(np.float32), DIM)
+
+    short, long, queries = rows(4000, 5), rows(3000, 60), learned(15, seed=1, terms=8)
+    drifted, fresh = BM25Index(), BM25Index()
+    drifted.add(np.arange(4000), short)
+    for start in range(0, 3000, 100):
+        drifted.add(np.arange(4000 + start, 4100 + start), take(long, np.arange(start, start + 100)))
+        found = drifted.search(queries, 10)
+        every = drifted.score(queries, np.tile(drifted.ids, (15, 1)))
+        check(found, every.astype(np.float64), drifted.ids, 10)
+    drifted.remove(np.arange(0, 3900))
+    fresh.add(np.arange(3900, 4000), take(short, np.arange(3900, 4000)))
+    fresh.add(np.arange(4000, 7000), long)
+    held = np.tile(fresh.ids, (15, 1))
+    np.testing.assert_allclose(drifted.score(queries, held), fresh.score(queries, held), rtol=1e-5)
+    np.testing.assert_allclose(drifted.search(queries, 20).scores, fresh.search(queries, 20).scores, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_rows_any_query_any_k(data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 10**6))
+    rng = np.random.default_rng(seed)
+    count, dim = data.draw(st.integers(1, 400)), data.draw(st.integers(1, 60))
+    rows = learned(count, seed=seed, terms=data.draw(st.integers(1, 12)), dim=dim)
+    queries = learned(5, seed=seed + 1, terms=data.draw(st.integers(1, 12)), dim=dim)
+    keys = np.sort(rng.choice(10**12, count, replace=False))
+    order = rng.permutation(count)
+    index = InvertedIndex(precision=data.draw(st.sampled_from(get_args(Precision))))
+    index.add(keys[order], take(rows, order))
+    k = data.draw(st.integers(1, 30))
+    check(index.search(queries, k), products(queries, rows), keys, k)
+
+
+def test_opened_from_disk_it_finds_the_same(tmp_path: Path) -> None:
+    rows, queries = learned(20_000), learned(10, seed=1)
+    index = InvertedIndex()
+    index.add(np.arange(20_000), rows)
+    index.save(tmp_path / "saved")
+    opened = InvertedIndex.open(tmp_path / "saved")
+    a, b = index.search(queries, 10), opened.search(queries, 10)
+    np.testing.assert_array_equal(a.ids, b.ids)
+    np.testing.assert_array_equal(a.scores, b.scores)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="float16"):
+        InvertedIndex(precision="float16")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["compiled"], indirect=True)
+def test_the_two_ways_make_the_same_lists(way: str) -> None:
+    """numpy's and the compiled code's posting lists are one format: each reads what the other has written."""
+    from reperio.indexes import inverting
+
+    rows = learned(40_000, terms=8)
+    terms, slots = np.unique(rows.indices, return_inverse=True)
+    slots = slots.astype(np.int32)
+    a = lists.invert(rows.indptr, slots, rows.weights, len(terms))
+    b = inverting.invert(rows.indptr, slots, rows.weights, len(terms))
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+    starts, positions, values = a
+    relative = np.random.default_rng(0).uniform(0.5, 2, 40_000)
+    linear = terms < 100
+    formula = Formula(2.2, 0.5, 1.2, 1)
+    for top in (255, 0):
+        scales, codes = lists.encode(starts, positions, values, relative, linear, formula, top)
+        filled = np.empty_like(codes)
+        np.testing.assert_allclose(
+            inverting.encode(starts, positions, values, relative, linear, formula, filled), scales, rtol=1e-6
+        )
+        np.testing.assert_allclose(filled.astype(float), codes.astype(float), rtol=1e-6, atol=1 if top else 0)
+        longs = np.flatnonzero(np.diff(starts) >= 30)
+        for x, y in zip(
+            lists.cut(starts, positions, codes, longs, 3),
+            inverting.cut(starts, positions, codes, longs, 3),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(x, y)
