@@ -9,15 +9,23 @@ if TYPE_CHECKING:
     from reperio.indexes.faiss import FaissIndex as FaissIndex
     from reperio.indexes.flat import FlatIndex as FlatIndex
     from reperio.indexes.inverted import InvertedIndex as InvertedIndex
+    from reperio.indexes.seismic import SeismicIndex as SeismicIndex
 
 _EXPORTS = {
     "BM25Index": "reperio.indexes.bm25",
     "FaissIndex": "reperio.indexes.faiss",
     "FlatIndex": "reperio.indexes.flat",
     "InvertedIndex": "reperio.indexes.inverted",
+    "SeismicIndex": "reperio.indexes.seismic",
 }
 
-__all__ = ["BM25Index", "FaissIndex", "FlatIndex", "InvertedIndex"]
+__all__ = [
+    "BM25Index",
+    "FaissIndex",
+    "FlatIndex",
+    "InvertedIndex",
+    "SeismicIndex",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -218,6 +218,29 @@ class InvertedIndex:
         _check_rows(queries, view.dim, what="queries")
         return view.best(view.weigh(queries), k, None if allowed is None else _places(view, allowed))
 
+    def check_queries(self, queries: Sparse) -> None:
+        """Refuse queries that are malformed, or of other columns.
+
+        Raises
+        ------
+        ShapeError
+        """
+        _check_rows(queries, self._view.dim, what="queries")
+
+    def rows(self, ids: Ids) -> Sparse:
+        """What was added under these keys, in this order.
+
+        Raises
+        ------
+        NotFound
+            If one of them is not held.
+        """
+        view = self._view
+        places = view.find(np.asarray(ids, dtype=np.int64))
+        if (places < 0).any():
+            raise NotFound(f"The index holds no row {np.asarray(ids)[places < 0][0]}.", "Check the id.")
+        return view.rows_at(places)
+
     def score(self, queries: Sparse, ids: Ids, /) -> Dense:
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""
         view = self._view

@@ -27,7 +27,7 @@ from reperio.indexes import lists
 from reperio.indexes.lists import WINDOW, Cut
 from reperio.indexes.weighting import Floats, Weighting
 
-__all__ = ["Positions", "Precision", "Segment", "Settings", "Values", "compile_from", "spread"]
+__all__ = ["Positions", "Precision", "Segment", "Settings", "Values", "compile_from", "offsets", "spread"]
 
 Precision: TypeAlias = Literal["uint8", "float32"]
 """How impacts are kept in posting lists; scores are exact with both."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.indexes.lists import WINDOW
-from reperio.indexes.postings import Positions, Segment, compile_from
+from reperio.indexes.postings import Positions, Segment, compile_from, offsets
 from reperio.indexes.weighting import Floats, Weighting
 from reperio.types import Neighbors
 
@@ -167,6 +167,25 @@ class View:
             positions = segment.find(ids[first:last])
             found.append(positions[positions >= 0] + base)
         return np.concatenate([np.empty(0, dtype=np.int64), *found])
+
+    def rows_at(self, places: Positions) -> Sparse:
+        """What was added of the rows at these places."""
+        sizes, columns = np.zeros(len(places), dtype=np.int64), list[NDArray[np.int64]]()
+        values, order = list[NDArray[np.float32]](), list[Positions]()
+        for base, segment in zip(self.bases, self.segments, strict=False):
+            here = np.flatnonzero((places >= base) & (places < base + len(segment)))
+            slots, held, counts = segment.rows(places[here] - base)
+            sizes[here] = counts
+            columns.append(segment.terms[slots])
+            values.append(held.astype(np.float32))
+            order.append(np.repeat(here, counts))
+        # From the order of segments to the order asked for; a row's terms stay as they are.
+        back = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *order]), kind="stable")
+        joined = (
+            np.concatenate([np.empty(0, dtype=np.int64), *columns]),
+            np.concatenate([np.empty(0, np.float32), *values]),
+        )
+        return Sparse(offsets(sizes), joined[0][back], joined[1][back], self.dim or 0)
 
     def weigh(self, queries: Sparse) -> Weighed:
         """Look up the queries' terms and weigh those that a row holds."""

@@ -32,9 +32,10 @@ BUILT_IN: dict[str, str] = {
     "GivenVectors": "reperio.encoders.given:GivenVectors",
     "HashEncoder": "reperio.encoders.hashing:HashEncoder",
     "InvertedIndex": "reperio.indexes.inverted:InvertedIndex",
-    "Pipeline": "reperio.pipeline:Pipeline",
     "PassageCompressor": "reperio.compression.passages:PassageCompressor",
+    "Pipeline": "reperio.pipeline:Pipeline",
     "ReciprocalRank": "reperio.fusion:ReciprocalRank",
+    "SeismicIndex": "reperio.indexes.seismic:SeismicIndex",
 }
 
 

@@ -1,0 +1,307 @@
+"""Approximate search of learned-sparse rows: Seismic in sealed segments, exact for everything else.
+
+Shapes: q queries, n rows of a segment, V columns in use, k results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio.artifacts import new_folder, read_folder
+from reperio.embeddings import Dense, Ids, IdSet, Sparse, take
+from reperio.errors import ConfigurationError, CorruptArtifact
+from reperio.extras import load
+from reperio.indexes.inverted import InvertedIndex, TermScore
+from reperio.indexes.postings import Precision
+from reperio.indexes.rows import check_k, merge
+from reperio.protocols import Spec
+from reperio.types import Neighbors
+
+__all__ = ["SeismicIndex"]
+
+_KIND = "seismic-index"
+_NARROW = 1 << 16
+"""Columns that a component of 16 bits can name; with more, Seismic needs its wider kind."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sealed:
+    """Rows that Seismic holds.
+
+    Attributes
+    ----------
+    keys
+        Row keys, ``(n,)``, ascending.
+    alive
+        Which were not removed or replaced since, ``(n,)``.
+    columns
+        Columns in use, ``(V,)``, ascending; a component is a place here.
+    engine
+        Seismic's own index; its document ids are places in ``keys``.
+    """
+
+    keys: IdSet
+    alive: NDArray[np.bool_]
+    columns: NDArray[np.int64]
+    engine: Any
+
+    def search(self, queries: Sparse, k: int, *, cut: int, heap_factor: float) -> Neighbors:
+        """The k best live rows of each query, as Seismic sees them; scores are its own."""
+        dead = len(self.keys) - int(np.count_nonzero(self.alive))
+        asked = min(len(self.keys), k + dead * k // max(1, len(self.keys)) + (8 if dead else 0))
+        while True:
+            ids, scores = self._ask(queries, asked, cut=cut, heap_factor=heap_factor)
+            held = ids >= 0
+            if dead:
+                held &= self.alive[ids]
+            if not dead or asked == len(self.keys) or ((held.sum(axis=1) >= k) | (ids[:, -1] < 0)).all():
+                break
+            asked = min(len(self.keys), 4 * asked)
+        ids = np.where(held, self.keys[ids], -1)
+        return merge([Neighbors(ids, np.where(held, scores, -np.inf).astype(np.float32))], k)
+
+    def _ask(self, queries: Sparse, k: int, *, cut: int, heap_factor: float) -> tuple[Ids, Dense]:
+        string = load("seismic", extra="seismic").get_seismic_string()
+        places = np.minimum(np.searchsorted(self.columns, queries.indices), len(self.columns) - 1)
+        known = self.columns[places] == queries.indices
+        names, weights = places.astype(string), queries.weights
+        parts = [slice(int(a), int(b)) for a, b in zip(queries.indptr[:-1], queries.indptr[1:], strict=True)]
+        components = [names[part][known[part]] for part in parts]
+        values = [weights[part][known[part]] for part in parts]
+        numbers = np.arange(len(queries)).astype(string)
+        ids = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        found = self.engine.batch_search(numbers, components, values, k, cut, heap_factor)
+        for hits in found:
+            if hits:
+                row = int(hits[0][0])
+                ids[row, : len(hits)] = [int(hit[2]) for hit in hits]
+                scores[row, : len(hits)] = [hit[1] for hit in hits]
+        return ids, scores
+
+
+class SeismicIndex:
+    """Finds nearly the best sparse rows by inner product, several times as fast as exactly.
+
+    Rows are held by an exact `InvertedIndex`. Whenever ``seal_at`` rows have gathered, Seismic takes them in as a
+    sealed segment, which is slow, and is asked for them from then on; the others, and every search with a filter,
+    are answered exactly. Scores are exact: what Seismic proposes is scored from the rows. `exact` is the twin to
+    measure recall against.
+
+    Parameters
+    ----------
+    seal_at
+        Rows of a segment.
+    n_postings, centroid_fraction, summary_energy
+        Of Seismic's lists, when a segment is made: rows kept a term, clusters a list as a share of its rows, and the
+        share of a cluster's weight that its summary keeps.
+    query_cut
+        How many of a query's heaviest terms choose the lists to look into.
+    heap_factor
+        A cluster is looked into if its summary's score times this is above the k-th best; lower is more exact.
+    precision
+        Of the exact index.
+
+    Raises
+    ------
+    ConfigurationError
+        A parameter out of range.
+
+    Notes
+    -----
+    Bruch, Nardini, Rulli and Venturini: Efficient inverted indexes for approximate retrieval over learned sparse
+    representations. SIGIR 2024. Needs ``pip install 'reperio[seismic]'``.
+    """
+
+    lossless = True
+    returns_only_matches = True
+    lowest = 0.0
+
+    def __init__(
+        self,
+        *,
+        seal_at: int = 50_000,
+        n_postings: int = 3500,
+        centroid_fraction: float = 0.1,
+        summary_energy: float = 0.4,
+        query_cut: int = 10,
+        heap_factor: float = 0.7,
+        precision: Precision = "uint8",
+    ) -> None:
+        for name, value in (("seal_at", seal_at), ("n_postings", n_postings), ("query_cut", query_cut)):
+            if value < 1:
+                raise ConfigurationError(f"{name} is {value}.", "Give a positive whole number.")
+        fractions = {
+            "centroid_fraction": centroid_fraction,
+            "summary_energy": summary_energy,
+            "heap_factor": heap_factor,
+        }
+        for name, share in fractions.items():
+            if not 0 < share <= 1:
+                raise ConfigurationError(f"{name} is {share}.", "Give a number above 0, and up to 1.")
+        self.seal_at, self.n_postings, self.query_cut = seal_at, n_postings, query_cut
+        self.centroid_fraction, self.summary_energy, self.heap_factor = centroid_fraction, summary_energy, heap_factor
+        self.exact = InvertedIndex(precision=precision)
+        self._sealed: tuple[_Sealed, ...] = ()
+
+    @property
+    def spec(self) -> Spec:
+        """How to build this index again, empty."""
+        names = ("seal_at", "n_postings", "centroid_fraction", "summary_energy", "query_cut", "heap_factor")
+        settings = {name: getattr(self, name) for name in names}
+        return {"type": "SeismicIndex", **settings, "precision": self.exact.precision}
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    @property
+    def ids(self) -> IdSet:
+        """Every row key held, ``(n,)``, sorted."""
+        return self.exact.ids
+
+    @property
+    def sealed(self) -> int:
+        """How many rows Seismic answers for."""
+        return sum(int(np.count_nonzero(s.alive)) for s in self._sealed)
+
+    def _unsealed(self) -> IdSet:
+        taken = [s.keys[s.alive] for s in self._sealed]
+        return np.setdiff1d(self.exact.ids, np.concatenate(taken)) if taken else self.exact.ids
+
+    def add(self, ids: Ids, embeddings: Sparse, /) -> None:
+        """Insert or replace rows; seals a segment when enough have gathered.
+
+        Raises
+        ------
+        InvalidInput
+            As `InvertedIndex.add`; nothing is added.
+        """
+        self.exact.add(ids, embeddings)
+        self._forget(np.asarray(ids, dtype=np.int64))
+        if len(self.exact) - self.sealed >= self.seal_at:
+            self._seal(self._unsealed())
+
+    def remove(self, ids: Ids, /) -> int:
+        """Take rows away; returns how many were there."""
+        self._forget(np.asarray(ids, dtype=np.int64))
+        return self.exact.remove(ids)
+
+    def _forget(self, ids: Ids) -> None:
+        left: list[_Sealed] = []
+        for sealed in self._sealed:
+            gone = np.isin(sealed.keys, ids) & sealed.alive
+            rest = replace(sealed, alive=sealed.alive & ~gone) if gone.any() else sealed
+            # A segment that is mostly dead is let go: its rows are searched exactly until the next is sealed.
+            if 2 * np.count_nonzero(rest.alive) > len(rest.keys):
+                left.append(rest)
+        self._sealed = tuple(left)
+
+    def seal(self) -> None:
+        """Let Seismic take in every row, in one new segment."""
+        self._sealed = ()
+        if len(self.exact):
+            self._seal(self.exact.ids)
+
+    def _seal(self, keys: IdSet) -> None:
+        seismic = load("seismic", extra="seismic")
+        rows = self.exact.rows(keys)
+        held = np.diff(rows.indptr) > 0  # Seismic cannot hold a row without terms, and no query finds one
+        keys, rows = keys[held], take(rows, np.flatnonzero(held))
+        if not len(keys):
+            return
+        columns, components = np.unique(rows.indices, return_inverse=True)
+        wide = len(columns) > _NARROW
+        names = [str(i) for i in range(len(keys))]
+        dataset = (seismic.SeismicDatasetLV if wide else seismic.SeismicDataset)()
+        dataset.add_documents_by_id(names, components.astype(np.int64), rows.weights, rows.indptr)
+        engine = (seismic.SeismicIndexLV if wide else seismic.SeismicIndex).build_from_dataset(
+            dataset,
+            n_postings=self.n_postings,
+            centroid_fraction=self.centroid_fraction,
+            summary_energy=self.summary_energy,
+        )
+        self._sealed = (*self._sealed, _Sealed(keys, np.ones(len(keys), dtype=np.bool_), columns, engine))
+
+    def search(
+        self, queries: Sparse, k: int, /, *, allowed: IdSet | None = None, options: Mapping[str, int] | None = None
+    ) -> Neighbors:
+        """Nearly the k best rows for each query; with ``allowed``, exactly those.
+
+        Parameters
+        ----------
+        options
+            ``query_cut``.
+
+        Raises
+        ------
+        InvalidInput
+            If k is not positive or a query is malformed.
+        ConfigurationError
+            For another option.
+        """
+        unknown = sorted(set(options or {}) - {"query_cut"})
+        if unknown:
+            raise ConfigurationError(f"SeismicIndex has no search option {unknown[0]!r}.", "It has: query_cut.")
+        check_k(k)
+        if allowed is not None or not self._sealed or not len(queries):
+            return self.exact.search(queries, k, allowed=allowed)
+        self.exact.check_queries(queries)
+        cut = (options or {}).get("query_cut", self.query_cut)
+        parts = [s.search(queries, k, cut=cut, heap_factor=self.heap_factor) for s in self._sealed]
+        if self.sealed < len(self.exact):
+            parts.append(self.exact.search(queries, k, allowed=self._unsealed()))
+        best = merge(parts, k) if len(parts) > 1 else parts[0]
+        found = Neighbors(best.ids, self.exact.score(queries, best.ids))
+        return merge([found], k)
+
+    def score(self, queries: Sparse, ids: Ids, /) -> Dense:
+        """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""
+        return self.exact.score(queries, ids)
+
+    def explain(self, query: Sparse, row: int, /) -> list[TermScore]:
+        """As `InvertedIndex.explain`."""
+        return self.exact.explain(query, row)
+
+    def save(self, path: Path, /) -> None:
+        """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
+        with new_folder(path, _KIND, {"spec": dict(self.spec), "segments": len(self._sealed)}) as folder:
+            self.exact.save(folder / "exact")
+            for number, sealed in enumerate(self._sealed):
+                for name in ("keys", "alive", "columns"):
+                    np.save(folder / f"{number}-{name}.npy", getattr(sealed, name), allow_pickle=False)
+                sealed.engine.save(str(folder / str(number)))
+
+    @classmethod
+    def open(cls, path: Path, /) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        NotFound, NewerFormat, CorruptArtifact
+        """
+        meta = read_folder(path, _KIND)
+        try:
+            arguments: dict[str, Any] = dict(meta["spec"])
+            del arguments["type"]
+            index = cls(**arguments)
+            index.exact = InvertedIndex.open(path / "exact")
+            index._sealed = tuple(_open(path, number) for number in range(meta["segments"]))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise CorruptArtifact(f"{path} is no SeismicIndex: {error}.", "Rebuild it.") from error
+        return index
+
+
+def _open(path: Path, number: int) -> _Sealed:
+    seismic = load("seismic", extra="seismic")
+    keys, alive, columns = (
+        np.load(path / f"{number}-{name}.npy", allow_pickle=False) for name in ("keys", "alive", "columns")
+    )
+    kind = seismic.SeismicIndexLV if len(columns) > _NARROW else seismic.SeismicIndex
+    (file,) = path.glob(f"{number}.*seismic")
+    return _Sealed(keys, alive, columns, kind.load(str(file)))

@@ -1,0 +1,118 @@
+"""Seismic in sealed segments: nearly exact, and exact for all that is not sealed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from reperio.embeddings import Sparse, take
+from reperio.errors import ConfigurationError
+from reperio.indexes import SeismicIndex
+
+ROWS = 6000
+
+
+def learned(rows: int, *, seed: int, terms: int) -> Sparse:
+    """Rows around topics, as texts are; weights as learned-sparse encoders give them."""
+    rng = np.random.default_rng(seed)
+    topics = np.random.default_rng(0).integers(0, 4000, (60, 50))
+    columns = np.where(
+        rng.random((rows, terms)) < 0.7,
+        topics[rng.integers(0, 60, rows)][:, rng.integers(0, 50, terms)],
+        rng.integers(0, 4000, (rows, terms)),
+    )
+    weights = np.log1p(rng.exponential(2, (rows, terms))).astype(np.float32)
+    owner = np.repeat(np.arange(rows), terms)
+    matrix = scipy.sparse.coo_array((weights.ravel(), (owner, columns.ravel())), shape=(rows, 4000)).tocsr()
+    matrix.sort_indices()
+    return Sparse(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data, 4000)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Sparse:
+    return learned(ROWS, seed=1, terms=30)
+
+
+@pytest.fixture(scope="module")
+def queries() -> Sparse:
+    return learned(40, seed=2, terms=12)
+
+
+@pytest.fixture
+def index(rows: Sparse) -> SeismicIndex:
+    index = SeismicIndex(seal_at=2500, summary_energy=0.7)
+    for part in np.array_split(np.arange(ROWS), 6):
+        index.add(part, take(rows, part))
+    return index
+
+
+def recall(index: SeismicIndex, queries: Sparse) -> float:
+    found, best = index.search(queries, 10), index.exact.search(queries, 10)
+    return float(np.mean([np.isin(a, b).mean() for a, b in zip(best.ids, found.ids, strict=True)]))
+
+
+def test_most_of_the_best_are_found_and_scored_exactly(index: SeismicIndex, queries: Sparse) -> None:
+    assert index.sealed == ROWS
+    assert recall(index, queries) >= 0.9
+    found = index.search(queries, 10)
+    np.testing.assert_array_equal(found.scores, index.exact.score(queries, found.ids))
+
+
+def test_rows_that_are_not_sealed_are_found_exactly(index: SeismicIndex, rows: Sparse) -> None:
+    new = take(rows, np.arange(100))
+    index.add(np.arange(ROWS, ROWS + 100), new)
+    assert len(index) - index.sealed == 100
+    found = index.search(new, 2)
+    assert all(ROWS + i in ids for i, ids in enumerate(found.ids.tolist()))
+
+
+def test_filters_are_answered_exactly(index: SeismicIndex, queries: Sparse) -> None:
+    allowed = np.arange(0, ROWS, 9)
+    a, b = index.search(queries, 10, allowed=allowed), index.exact.search(queries, 10, allowed=allowed)
+    np.testing.assert_array_equal(a.ids, b.ids)
+
+
+def test_a_replaced_row_leaves_the_segment_it_was_in(index: SeismicIndex, rows: Sparse) -> None:
+    index.add(np.array([7]), take(rows, np.array([5000])))
+    assert index.sealed == ROWS - 1
+    assert set(index.search(take(rows, np.array([5000])), 2).ids[0]) == {7, 5000}
+
+
+def test_a_mostly_dead_segment_is_let_go(index: SeismicIndex, queries: Sparse) -> None:
+    index.remove(np.arange(1600))
+    assert index.sealed == ROWS - 3000
+    assert len(index) == ROWS - 1600
+    assert recall(index, queries) >= 0.9
+    assert index.search(queries, 10).ids.min() >= 1600
+
+
+def test_sealing_takes_every_row_into_one_segment(index: SeismicIndex, queries: Sparse) -> None:
+    index.remove(np.arange(100))
+    index.seal()
+    assert index.sealed == ROWS - 100
+    assert recall(index, queries) >= 0.9
+
+
+def test_a_search_that_looks_further_finds_more(index: SeismicIndex, rows: Sparse, queries: Sparse) -> None:
+    def found(cut: int) -> float:
+        hits, best = index.search(queries, 10, options={"query_cut": cut}), index.exact.search(queries, 10)
+        return float(np.mean([np.isin(a, b).mean() for a, b in zip(best.ids, hits.ids, strict=True)]))
+
+    assert found(1) < found(12)
+
+
+def test_it_opens_as_it_was_saved(index: SeismicIndex, queries: Sparse, tmp_path: Path) -> None:
+    index.remove(np.arange(0, 500, 3))
+    index.save(tmp_path / "saved")
+    opened = SeismicIndex.open(tmp_path / "saved")
+    assert opened.sealed == index.sealed
+    np.testing.assert_array_equal(opened.search(queries, 10).ids, index.search(queries, 10).ids)
+
+
+@pytest.mark.parametrize("wrong", [{"seal_at": 0}, {"query_cut": 0}, {"heap_factor": 0.0}, {"summary_energy": 1.5}])
+def test_parameters_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        SeismicIndex(**wrong)  # type: ignore[arg-type]
