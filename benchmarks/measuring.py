@@ -10,10 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 
-def in_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int = 7, calls: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 7,
+    calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each call, by way: one warm-up, then ``repeats`` rounds in which every way has its turn.
 
-    The order of the ways is turned round each time, so that none always follows the same other.
+    With ``clock=time.process_time`` they are seconds of all cores together, which neighbours disturb less. The order
+    of the ways is turned round each time, so that none always follows the same other.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for work in ways.values():
@@ -21,10 +28,10 @@ def in_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int = 7, call
     for round_ in range(repeats):
         names = list(ways) if round_ % 2 == 0 else list(ways)[::-1]
         for name in names:
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls):
                 ways[name]()
-            times[name].append((time.perf_counter() - start) / calls)
+            times[name].append((clock() - start) / calls)
     return times
 
 
@@ -41,7 +48,8 @@ def paired(a: list[float], b: list[float]) -> dict[str, float]:
 def versions() -> dict[str, str]:
     """Of Python and of every package that a figure depends on."""
     out = {"python": platform.python_version()}
-    names = "reperio numpy torch transformers sentence-transformers faiss-cpu bm25s rank-bm25 numba ir-measures"
+    names = "reperio numpy scipy torch transformers sentence-transformers faiss-cpu usearch hnswlib "
+    names += "bm25s rank-bm25 tantivy pyseismic-lsr numba pymilvus milvus-lite qdrant-client ray ir-measures"
     for name in names.split():
         try:
             out[name] = version(name)

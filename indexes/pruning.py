@@ -32,8 +32,8 @@ __all__ = ["Asked", "Lists", "score", "search"]
 _LOOKUP = 8
 """How many times as long as all others together a list must be, to be looked up and not summed."""
 
-_DENSE = 6
-"""A window with a posting for every 6 rows or more is scanned; else the rows touched are listed."""
+_DENSE = 12
+"""A window with a posting for every 12 rows or more is scanned; else the rows touched are listed."""
 
 _LEAP = 8
 """A row with so many times as many terms as the query is searched by halves, others term by term."""
@@ -45,7 +45,7 @@ _ROOM = 1024
 """Candidates kept before those that fell behind are taken out."""
 
 _DOWN = 1 - 2**-20
-_LANE = 64
+_LANE = 256
 _EMPTY = 2**63 - 1
 
 
@@ -341,14 +341,13 @@ def _list_above(sums: NDArray[Any], need: float, bits: int, touched: NDArray[np.
     count = 0
     least = sums.dtype.type(max(need, 0.0) * (1 << bits))
     for start in range(0, WINDOW, _LANE):
-        lane = sums[start : start + _LANE]
-        most = lane[0]
-        for j in range(_LANE):
-            most = max(most, lane[j])
-        if most > least:
-            for j in range(_LANE):
-                if lane[j] > least:
-                    touched[count] = start + j
+        above = 0
+        for j in range(_LANE):  # without a branch or a running maximum: many at a time
+            above |= sums[np.uint64(start + j)] > least
+        if above:
+            for j in range(start, start + _LANE):
+                if sums[j] > least:
+                    touched[count] = j
                     count += 1
     return count
 

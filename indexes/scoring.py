@@ -232,26 +232,29 @@ class View:
         if allowed is not None:
             usable = np.zeros(len(self.ids), dtype=np.bool_)
             usable[allowed] = True
-        summed: list[int] = []
-        for i in range(len(queries)):
+        few = np.zeros(len(queries), dtype=np.bool_)
+        if allowed is not None:
+            few = len(allowed) * _ROW_COST < self._touched(queries) + len(self.ids)
+        asked = np.diff(queries.starts) > 0
+        # A weight of zero, or below as okapi gives in tiny collections, bounds nothing.
+        bad = np.concatenate([[0], np.cumsum(queries.weights <= 0)])[queries.starts]
+        summed = asked & ~few & (np.diff(bad) == 0) & self.compiles
+        for i in np.flatnonzero(asked & ~summed).tolist():
             one = queries.part(i, i + 1)
-            if not len(one.terms):
-                continue
-            if allowed is not None and len(allowed) * _ROW_COST < self._touched(one) + len(self.ids):
-                self._fill(out, i, self._by_row(one, allowed), k)
-            elif self.compiles and one.weights.min() > 0:
-                summed.append(i)
-            else:
-                self._fill(out, i, self._by_term(one, k, usable), k)
-        if summed:
-            self._by_list(queries, np.array(summed), usable, out, everything=allowed is None and self.all_alive)
+            found = self._by_row(one, allowed) if few[i] and allowed is not None else self._by_term(one, k, usable)
+            self._fill(out, i, found, k)
+        if summed.any():
+            everything = allowed is None and self.all_alive
+            self._by_list(queries, np.flatnonzero(summed), usable, out, everything=everything)
         return out
 
-    def _touched(self, query: Weighed) -> int:
-        """How many postings the query's terms have."""
-        return sum(
-            int(s.frequencies[slots[slots >= 0]].sum()) for s, slots in zip(self.segments, query.slots, strict=True)
-        )
+    def _touched(self, queries: Weighed) -> Positions:
+        """How many postings each query's terms have, ``(q,)``."""
+        postings = np.zeros(len(queries.terms) + 1, dtype=np.int64)
+        for segment, slots in zip(self.segments, queries.slots, strict=True):
+            if len(segment.terms):
+                postings[1:] += np.where(slots >= 0, segment.frequencies[slots], 0)
+        return np.diff(np.cumsum(postings)[queries.starts])
 
     def _fill(self, out: Neighbors, i: int, found: tuple[Positions, Floats], k: int) -> None:
         ids, scores = self.ids[found[0]], found[1].astype(np.float32)
@@ -323,7 +326,6 @@ class View:
                     bounds[base + positions] += weight * rise * impacts
                     holds[base + positions] = True
         found = np.flatnonzero(holds & usable)
-        # A negative weight, which okapi gives in tiny collections, has no upper bound.
         if len(found) > 4 * k and query.weights.min() > 0:
             lead = found[np.argpartition(bounds[found], len(found) - k)[len(found) - k :]]
             least = self._sums(query, lead)[0].min()
