@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import subprocess
 import sys
 import sysconfig
@@ -31,6 +30,9 @@ from reperio.indexes import BM25Index
 K1, B = 1.5, 0.75
 GENERATED, VOCABULARY = 1_000_000, 200_000
 PASSAGES, WORDS = 600_000, 60
+CHUNK = 50_000
+"""Documents added at a time, as a collection does: nobody holds a million as arrays."""
+
 RANKED = 100_000
 """Documents for rank_bm25, which keeps a dictionary for each; its time is scaled up from these."""
 
@@ -47,14 +49,14 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def counts(self) -> Sparse:
-        """Term counts."""
-        rows = np.repeat(np.arange(len(self)), self.lengths)
-        keys = np.sort(rows * self.vocabulary + self.terms)
+    def counts(self, start: int, stop: int) -> Sparse:
+        """Term counts of some documents."""
+        rows = np.repeat(np.arange(stop - start), self.lengths[start:stop])
+        keys = np.sort(rows * self.vocabulary + self.terms[self.starts[start] : self.starts[stop]])
         first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
         counts = np.diff(np.concatenate([first, [len(keys)]])).astype(np.float32)
         rows, columns = np.divmod(keys[first], self.vocabulary)
-        return Sparse(np.searchsorted(rows, np.arange(len(self) + 1)), columns, counts, self.vocabulary)
+        return Sparse(np.searchsorted(rows, np.arange(stop - start + 1)), columns, counts, self.vocabulary)
 
     def lists(self, count: int | None = None) -> list[list[int]]:
         """Documents as lists."""
@@ -127,7 +129,10 @@ def run() -> dict[str, Any]:
 
 def _ours(corpus: Corpus) -> BM25Index:
     index = BM25Index(k1=K1, b=B)
-    index.add(np.arange(len(corpus)), corpus.counts())
+    for start in range(0, len(corpus), CHUNK):
+        stop = min(start + CHUNK, len(corpus))
+        index.add(np.arange(start, stop), corpus.counts(start, stop))
+    index.compact()
     return index
 
 
@@ -262,11 +267,18 @@ def _build(name: str, way: str) -> dict[str, float]:
     _work(small, small.lists(), way)  # compiled, imported
     corpus = CORPORA[name]()
     documents = corpus.lists() if way == "bm25s" else []
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _memory("VmRSS")
     start = time.process_time()
     _work(corpus, documents, way)
     seconds = time.process_time() - start
-    return {"seconds": seconds, "peak MB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3}
+    return {"seconds": seconds, "peak MB": _memory("VmHWM") - before}
+
+
+def _memory(name: str) -> float:
+    """Megabytes of this process now (``VmRSS``) or at most (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
 def _work(corpus: Corpus, documents: list[list[int]], way: str) -> object:

@@ -14,7 +14,46 @@ from reperio.extras import compiled
 from reperio.indexes.lists import RANKS, UP, WINDOW, Cut, Positions
 from reperio.indexes.weighting import Formula
 
-__all__ = ["cut", "encode", "impact", "invert"]
+__all__ = ["cut", "encode", "factorise", "impact", "invert"]
+
+_GOLDEN = 0x1E3779B97F4A7C15
+"""Spreads columns over a table; Knuth: The Art of Computer Programming 3, 6.4."""
+
+
+@compiled
+def factorise(columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Distinct columns, ascending, and where each column stands among them; none is negative."""
+    size = 1 << 16
+    table, number = np.full(size, -1, np.int64), np.empty(size, np.int32)
+    found = np.empty(size, np.int64)
+    slots, count = np.empty(len(columns), np.int32), 0
+    for i in range(len(columns)):
+        column = columns[i]
+        place = (column * _GOLDEN >> 20) & (size - 1)
+        while table[place] != column and table[place] >= 0:
+            place = (place + 1) & (size - 1)
+        if table[place] < 0:
+            table[place], number[place], found[count] = column, count, column
+            count += 1
+            if 2 * count > size:  # half full: twice as large
+                size *= 2
+                table, number = np.full(size, -1, np.int64), np.empty(size, np.int32)
+                found = np.append(found, np.empty(size - len(found), np.int64))
+                for j in range(count):
+                    other = (found[j] * _GOLDEN >> 20) & (size - 1)
+                    while table[other] >= 0:
+                        other = (other + 1) & (size - 1)
+                    table[other], number[other] = found[j], j
+            slots[i] = count - 1
+        else:
+            slots[i] = number[place]
+    order = np.argsort(found[:count])
+    rank = np.empty(count, np.int32)
+    for j in range(count):
+        rank[order[j]] = j
+    for i in range(len(columns)):
+        slots[i] = rank[slots[i]]
+    return found[:count][order], slots
 
 
 @compiled

@@ -147,8 +147,13 @@ class Segment:
             held = np.flatnonzero(weights)
             starts = np.searchsorted(held, starts).astype(np.int64)
             columns, weights = columns[held], weights[held]
-        terms = np.unique(columns)
-        slots = np.searchsorted(terms, columns).astype(np.int32)
+        if compile_from(len(columns)):
+            from reperio.indexes import inverting
+
+            terms, slots = inverting.factorise(columns)
+        else:
+            terms = np.unique(columns)
+            slots = np.searchsorted(terms, columns).astype(np.int32)
         lengths = _lengths(columns, weights, starts, settings.weighting)
         return cls._seal(
             terms, _Rows(np.array(ids), lengths, starts, slots, _narrow(weights, settings.precision)), settings
@@ -159,24 +164,32 @@ class Segment:
         """One segment of all live rows, in time linear in the postings; no id is live in two."""
         used = [s.terms[s.frequencies > 0] for s in segments]
         terms = used[0] if len(used) == 1 else np.unique(np.concatenate(used))
-        parts = [s._rows_with(terms) for s in sorted(segments, key=lambda s: int(s.ids[0]))]
-        ids, lengths, sizes, slots, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        parts = sorted(segments, key=lambda s: int(s.ids[0]))
+        ids, lengths, sizes = (
+            np.concatenate([column[s.alive] for s, column in zip(parts, columns, strict=True)])
+            for columns in (
+                [s.ids for s in parts],
+                [s.lengths for s in parts],
+                [np.diff(s.row_starts) for s in parts],
+            )
+        )
         starts = offsets(sizes)
+        slots = np.empty(int(starts[-1]), dtype=np.int32)
+        values = np.empty(len(slots), dtype=np.result_type(*[s.row_values.dtype for s in parts]))
+        done = 0
+        for part in parts:
+            slot = np.searchsorted(terms, part.terms).astype(np.int32)
+            kept = slice(None) if part.live == len(part) else np.repeat(part.alive, np.diff(part.row_starts))
+            held = part.row_slots[kept]
+            np.take(slot, held, out=slots[done : done + len(held)])
+            values[done : done + len(held)] = part.row_values[kept]
+            done += len(held)
         if (ids[1:] < ids[:-1]).any():
             order = np.argsort(ids)
             where = spread(starts[:-1][order], sizes[order])
             ids, lengths, slots, values = ids[order], lengths[order], slots[where], values[where]
             starts = offsets(sizes[order])
         return cls._seal(terms, _Rows(ids, lengths, starts, slots, values), settings)
-
-    def _rows_with(self, terms: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Ids, lengths, sizes, slots among ``terms`` and values of the live rows."""
-        slot = np.searchsorted(terms, self.terms).astype(np.int32)
-        sizes = np.diff(self.row_starts)
-        if self.live == len(self):
-            return self.ids, self.lengths, sizes, slot[self.row_slots], self.row_values
-        rows, kept = self.alive, np.repeat(self.alive, sizes)
-        return self.ids[rows], self.lengths[rows], sizes[rows], slot[self.row_slots[kept]], self.row_values[kept]
 
     @classmethod
     def _seal(cls, terms: NDArray[np.int64], rows: _Rows, settings: Settings) -> Self:
