@@ -36,6 +36,7 @@ BUILT_IN: dict[str, str] = {
     "Pipeline": "reperio.pipeline:Pipeline",
     "ReciprocalRank": "reperio.fusion:ReciprocalRank",
     "SeismicIndex": "reperio.indexes.seismic:SeismicIndex",
+    "SparseSum": "reperio.encoders.summed:SparseSum",
 }
 
 

@@ -9,15 +9,17 @@ if TYPE_CHECKING:
     from reperio.encoders.dense import DenseEncoder as DenseEncoder
     from reperio.encoders.given import GivenVectors as GivenVectors
     from reperio.encoders.hashing import HashEncoder as HashEncoder
+    from reperio.encoders.summed import SparseSum as SparseSum
 
 _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
     "DenseEncoder": "reperio.encoders.dense",
     "GivenVectors": "reperio.encoders.given",
     "HashEncoder": "reperio.encoders.hashing",
+    "SparseSum": "reperio.encoders.summed",
 }
 
-__all__ = ["BM25Encoder", "DenseEncoder", "GivenVectors", "HashEncoder"]
+__all__ = ["BM25Encoder", "DenseEncoder", "GivenVectors", "HashEncoder", "SparseSum"]
 
 
 def __getattr__(name: str) -> object:
