@@ -2,64 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias, overload
+from typing import Any, Self, overload
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from reperio.artifacts import disk_errors, replace_text
 from reperio.embeddings import Dense
-from reperio.errors import ConfigurationError, InvalidInput, NotFound, ReadOnly, WriterBusy
+from reperio.errors import ConfigurationError, InvalidInput, ReadOnly
 from reperio.explain import Explanation
 from reperio.filters import Filter, from_json, to_json
 from reperio.fusion import Fusion
 from reperio.ingest import Upsert, UpsertReport
 from reperio.locks import SharedLock
+from reperio.opening import Place, Signals, attach, place
+from reperio.opening import hybrid as hybrid
+from reperio.opening import lexical as lexical
 from reperio.pipeline import Step
-from reperio.protocols import Encoder, Index, Spec
+from reperio.protocols import Index, Spec
 from reperio.registry import build
 from reperio.retrieval import Options
 from reperio.searcher import Request, Searcher
-from reperio.signals import LiveSignal, Signal, describe
-from reperio.stores.schema import SIGNALS
-from reperio.stores.sqlite import Mode, SQLiteStore
+from reperio.signals import LiveSignal
+from reperio.stores.rows import Mode
 from reperio.types import Document, Query, Ranking
-
-Signals: TypeAlias = Mapping[str, Signal[Any]]
-
-
-def hybrid(encoder: Encoder[Dense] | None = None, *, index: Index[Dense] | None = None) -> dict[str, Signal[Any]]:
-    """The default signals: BM25, and dense vectors in an exact FAISS index.
-
-    Parameters
-    ----------
-    encoder
-        Makes the dense vectors; all-MiniLM-L6-v2 where None.
-    index
-        Holds them; ``FaissIndex("Flat")`` where None.
-    """
-    from reperio.encoders.dense import DenseEncoder
-    from reperio.indexes.faiss import FaissIndex
-
-    # An empty index is falsy: ask for None by name.
-    dense = Signal(DenseEncoder() if encoder is None else encoder, FaissIndex() if index is None else index)
-    return {**lexical(), "dense": dense}
-
-
-def lexical(language: str = "english") -> dict[str, Signal[Any]]:
-    """BM25 alone: needs no model."""
-    from reperio.encoders.bm25 import BM25Encoder
-    from reperio.indexes.bm25 import BM25Index
-
-    # Tokenising again is quicker than reading term counts back, and half the size on disk.
-    return {"bm25": Signal(BM25Encoder(language), BM25Index(), stored=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,34 +78,55 @@ class CollectionStats:
 
 
 class Collection:
-    """Documents, metadata and embeddings in one durable folder, and every way to search them.
+    """Documents, metadata and embeddings in one durable folder or database, and every way to search them.
 
     Use `Collection.open`. The folder holds ``store.sqlite``, which is the truth, and ``indexes/``, which is
-    derived from it. What `upsert` and `delete` have returned from survives a crash at any later moment.
+    derived from it; in a database the truth is a schema. What `upsert` and `delete` have returned from survives a
+    crash at any later moment.
+
+    Attributes
+    ----------
+    path
+        The folder; of a collection in a database, this client's cache of what is derived from it.
     """
 
-    def __init__(self, path: Path, store: SQLiteStore, signals: dict[str, LiveSignal], lease: FileLock | None) -> None:
-        self.path = path
-        self._store = store
+    def __init__(self, place: Place, signals: dict[str, LiveSignal]) -> None:
+        self.path = place.folder
+        self._place = place
+        self._store = place.store
         self._signals = signals
-        self._lease = lease
+        self._closed = False
         self._lock = SharedLock()
-        self._searcher = Searcher(store, signals, self._current)
+        self._searcher = Searcher(self._store, signals, self._current)
 
     @classmethod
-    def open(cls, path: Path | str, *, mode: Mode = "rw", signals: Signals | None = None) -> Self:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        mode: Mode = "rw",
+        signals: Signals | None = None,
+        collection: str | None = None,
+        cache: Path | str | None = None,
+    ) -> Self:
         """Open a collection, or make it.
 
         Parameters
         ----------
         path
-            Its folder.
+            Its folder, or the address of a PostgreSQL database: ``postgresql://user@host/database#name``. A password
+            that is not in the address comes from ``PGPASSWORD`` or ``~/.pgpass``.
         mode
             ``"rw"`` makes the collection where there is none and holds the writer lease until `close`;
             ``"r"`` changes nothing and sees each commit of a writer at the next search.
         signals
             How documents are found: `hybrid()` where None and the collection is new. An existing collection
             knows its own; signals given for one are checked against it.
+        collection
+            Its name in the database, where the address does not say it.
+        cache
+            Of a collection in a database: where this client keeps the indexes that are not in the database. They
+            can be deleted at any time. ``~/.cache/reperio`` where None.
 
         Raises
         ------
@@ -146,26 +136,19 @@ class Collection:
             In mode ``"rw"``, if another process or object writes it.
         FingerprintMismatch
             If an encoder is not the one that wrote the collection; the message names the field that differs.
+        ServerUnavailable
+            If the database cannot be reached.
         NewerFormat, CorruptArtifact, ReadOnly
         """
-        if mode not in ("r", "rw"):
-            raise ConfigurationError(f"mode is {mode!r}.", "Use 'r' to read or 'rw' to read and write.")
-        folder = Path(path)
-        lease = _take_lease(folder) if mode == "rw" else None
+        opened = place(path, mode=mode, collection=collection, cache=cache)
         try:
-            store = SQLiteStore(folder / "store.sqlite", mode=mode)
-            try:
-                collection = cls(folder, store, _attach(folder, store, signals), lease)
-                if mode == "rw":
-                    collection._recover()
-            except BaseException:
-                store.close()
-                raise
+            found = cls(opened, attach(opened, signals))
+            if mode == "rw":
+                found._recover()
         except BaseException:
-            if lease is not None:
-                lease.release()
+            opened.release()
             raise
-        return collection
+        return found
 
     def _recover(self) -> None:
         for signal in self._signals.values():
@@ -175,15 +158,18 @@ class Collection:
     def close(self) -> None:
         """Checkpoint what has changed, release the lease. Safe to call twice."""
         try:
-            if self._store.writable and self._lease is not None and self._lease.is_locked:
+            if not self._closed and self._store.writable:
                 self.checkpoint()
+            elif not self._closed:
+                with self._lock.alone():
+                    for signal in self._signals.values():
+                        signal.derived.leave()
         finally:
             self._release()
 
     def _release(self) -> None:
-        self._store.close()
-        if self._lease is not None:
-            self._lease.release()
+        self._closed = True
+        self._place.release()
 
     def __enter__(self) -> Self:
         return self
@@ -201,7 +187,12 @@ class Collection:
 
     def __repr__(self) -> str:
         mode = "rw" if self._store.writable else "r"
-        return f"Collection({str(self.path)!r}, mode={mode!r}, signals={list(self._signals)})"
+        return f"Collection({self.location!r}, mode={mode!r}, signals={list(self._signals)})"
+
+    @property
+    def location(self) -> str:
+        """Its folder, or the address of its database without a password: what `open` takes."""
+        return self._store.location
 
     @property
     def signals(self) -> list[str]:
@@ -251,7 +242,9 @@ class Collection:
             fix = "Give a list: upsert([document]); of a source, upsert(source.documents())."
             raise InvalidInput(f"The documents are one {type(documents).__name__}.", fix)
         upsert = Upsert(self._store, list(self._signals.values()), given=embeddings, batch_size=batch_size)
-        return upsert.run(documents, progress=progress)
+        report = upsert.run(documents, progress=progress)
+        self._push()
+        return report
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete documents by id; returns how many were there.
@@ -265,6 +258,7 @@ class Collection:
             rows = np.array(sorted(self._store.find(list(ids)).values()), dtype=np.int64)
             if len(rows):
                 self._store.commit([], rows)
+        self._push()
         return len(rows)
 
     def checkpoint(self) -> None:
@@ -448,7 +442,7 @@ class Collection:
                 replaced=self._store.dead(),
                 seq=self._store.seq,
                 store_bytes=self._store.size(),
-                index_bytes=sum(f.stat().st_size for f in (self.path / "indexes").rglob("*") if f.is_file()),
+                index_bytes=sum(signal.derived.size() for signal in self._signals.values()),
                 fields={name: sorted(kinds) for name, kinds in sorted(self._store.fields().items())},
                 signals={name: self._signal_stats(signal) for name, signal in self._signals.items()},
             )
@@ -490,19 +484,40 @@ class Collection:
 
     def _check_writable(self) -> None:
         if not self._store.writable:
-            raise ReadOnly(f"{self.path} is open for reading.", "Open it with mode='rw'.")
+            raise ReadOnly(f"{self.location} is open for reading.", "Open it with mode='rw'.")
 
     @contextmanager
     def _current(self, signals: Sequence[LiveSignal]) -> Generator[None]:
         """Hold the signals' indexes still, at the store's last commit."""
-        self._store.refresh()
+        if not any(signal.derived.transactional for signal in signals):
+            self._store.refresh()
+            self._catch_up(signals)
+            with self._lock.shared():
+                yield
+            return
+        while True:
+            # An index in the database shows what this thread's snapshot shows; the others are brought to the same.
+            with self._store.snapshot() as seq:
+                self._catch_up(signals)
+                with self._lock.shared():
+                    if all(signal.derived.seq == seq for signal in signals):
+                        yield
+                        return
+
+    def _catch_up(self, signals: Sequence[LiveSignal]) -> None:
         if any(signal.derived.behind for signal in signals):
             # All of them, so that one search never sees two states; the store's lock is taken inside, never around.
             with self._lock.alone(), self._store.snapshot():
                 for signal in self._signals.values():
                     signal.derived.catch_up()
-        with self._lock.shared():
-            yield
+
+    def _push(self) -> None:
+        """Have servers take in what was committed: who reads there does not replay."""
+        served = [signal for signal in self._signals.values() if signal.derived.served]
+        if any(signal.derived.behind for signal in served):
+            with self._lock.alone(), self._store.snapshot():
+                for signal in served:
+                    signal.derived.catch_up()
 
 
 class CollectionRetriever(Step[str | Query, Ranking]):
@@ -535,7 +550,7 @@ class CollectionRetriever(Step[str | Query, Ranking]):
         r = self.request
         return {
             "type": "CollectionRetriever",
-            "collection": str(self.collection.path.absolute()),
+            "collection": self.collection.location,
             "k": r.k,
             "where": None if r.where is None else to_json(r.where),
             "signals": None if r.signals is None else list(r.signals),
@@ -545,62 +560,3 @@ class CollectionRetriever(Step[str | Query, Ranking]):
     def __call__(self, batch: Sequence[str | Query], /) -> Sequence[Ranking]:
         r = self.request
         return self.collection.search(batch, r.k, where=r.where, signals=r.signals, fusion=r.fusion)
-
-
-def _take_lease(folder: Path) -> FileLock:
-    """The right to write, until released or the process dies: the operating system keeps it."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lease = FileLock(folder / "writer.lock", timeout=0)
-        try:
-            lease.acquire()
-        except Timeout as error:
-            owner = folder / "writer.pid"
-            who = f" by process {owner.read_text()}" if owner.is_file() else ""
-            raise WriterBusy(f"{folder} is being written{who}.", "Close it there, or open it with mode='r'.") from error
-        try:
-            replace_text(folder / "writer.pid", str(os.getpid()))
-        except BaseException:
-            lease.release()
-            raise
-        return lease
-
-
-def _attach(folder: Path, store: SQLiteStore, given: Signals | None) -> dict[str, LiveSignal]:
-    """The collection's signals: declared if it is new, checked against what was given if it is not."""
-    known = store.signals()
-    if not known:
-        if not store.writable:
-            raise NotFound(f"{folder} was not finished being made.", "Open it with mode='rw'.")
-        chosen = hybrid() if given is None else given
-        _check_names(chosen)
-        store.declare({name: describe(signal) for name, signal in chosen.items()})
-        known, given = store.signals(), chosen
-    elif given is not None and set(given) != set(known):
-        raise ConfigurationError(f"The signals given are {sorted(given)}.", f"This collection has {sorted(known)}.")
-    live = {
-        name: LiveSignal(
-            name,
-            number,
-            config=config,
-            store=store,
-            folder=folder / "indexes" / name,
-            given=given[name].encoder if given else None,
-        )
-        for name, (number, config) in known.items()
-    }
-    for name, signal in (given or {}).items():
-        if dict(signal.index.spec) != dict(live[name].derived.spec):
-            problem = (
-                f"The index given for {name!r} is {signal.index.spec}, the collection's is {live[name].derived.spec}."
-            )
-            raise ConfigurationError(problem, f"Switch with collection.reindex({name!r}, index).")
-    return live
-
-
-def _check_names(signals: Signals) -> None:
-    if not 0 < len(signals) <= SIGNALS:
-        raise ConfigurationError(f"{len(signals)} signals were given.", f"A collection has 1 to {SIGNALS}.")
-    for name in signals:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-            raise ConfigurationError(f"A signal cannot be named {name!r}.", "Use letters, digits, '-' and '_'.")

@@ -3,24 +3,27 @@
 ``indexes/<signal>/CURRENT`` names a generation, a folder beside it that holds the saved index and the sequence
 number it has reached. Opening takes the newest generation that verifies and replays what the store has
 committed since, or rebuilds. So nothing that happens to an index can lose data.
+
+The rows of a `Served` index are on a server, and a generation only says where: the writer alone replays into it,
+and what a generation names is dropped when no other names it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
 from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text
-from reperio.embeddings import Ids
-from reperio.errors import CorruptArtifact, NewerFormat, NotFound
-from reperio.protocols import Index, Spec, Trainable
+from reperio.embeddings import Ids, IdSet
+from reperio.errors import CorruptArtifact, NewerFormat, NotFound, StorageError
+from reperio.protocols import Index, Served, Spec, Trainable
 from reperio.registry import build, resolve
 
 CHUNK = 4096
@@ -39,7 +42,10 @@ class Log(Protocol):
     def seq(self) -> int: ...
     @property
     def floor(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
     def snapshot(self) -> AbstractContextManager[int]: ...
+    def matching(self, condition: None, /) -> IdSet: ...
     def added_since(self, seq: int, /) -> Ids: ...
     def removed_since(self, seq: int, /) -> Ids: ...
 
@@ -51,6 +57,36 @@ class Current:
     spec: Spec
     generation: str | None = None
     previous: str | None = None
+
+
+def replay(log: Log, embed: Callable[[Ids], Any], index: Index[Any], since: int) -> tuple[int, int]:
+    """Bring an index from one commit to the last.
+
+    Returns
+    -------
+    tuple of int
+        The last commit's number, which others may pass meanwhile, and how many rows were added.
+    """
+    with log.snapshot() as seq:
+        removed, added = log.removed_since(since), log.added_since(since)
+    if len(removed):
+        index.remove(removed)
+    _train(index, embed, added)
+    for start in range(0, len(added), CHUNK):
+        rows = added[start : start + CHUNK]
+        index.add(rows, embed(rows))
+    return seq, len(added)
+
+
+def _train(index: object, embed: Callable[[Ids], Any], added: Ids) -> None:
+    """Learn from a random sample: the first rows of an ordered corpus are not like the rest."""
+    if _learns(index) and 0 < index.training_size <= len(added):
+        sample = np.sort(np.random.default_rng(0).choice(added, index.training_size, replace=False))
+        index.train(embed(sample))
+
+
+def _learns(index: object) -> TypeGuard[Trainable[Any]]:
+    return isinstance(index, Trainable)
 
 
 class DerivedIndex:
@@ -74,6 +110,7 @@ class DerivedIndex:
         self.folder = folder
         self.seq = 0
         self.saved = -1
+        self.replayed = 0
         self._log = log
         self._embed = embed
         self._declared = spec
@@ -97,7 +134,12 @@ class DerivedIndex:
     @property
     def behind(self) -> bool:
         """Whether the index is not loaded, or not at the store's last commit."""
-        return self._stale or self.seq < self._log.seq
+        return self._stale or (self.seq < self._log.seq and self._follows)
+
+    @property
+    def _follows(self) -> bool:
+        """Whether this process brings the index forward: everyone its own, the writer alone one on a server."""
+        return self._log.writable or not isinstance(self._index, Served)
 
     @property
     def _stale(self) -> bool:
@@ -107,8 +149,9 @@ class DerivedIndex:
         """Replay what the store has committed since; load or rebuild first where needed."""
         if self._stale:
             self._load()
-        if self.seq < self._log.seq and self._index is not None:
-            self.seq = self._replay(self._index, self.seq)
+        if self.seq < self._log.seq and self._index is not None and self._follows:
+            self.seq, added = replay(self._log, self._embed, self._index, self.seq)
+            self.replayed += added
 
     def _load(self) -> None:
         for _ in range(3):  # a writer may remove the generation that CURRENT named a moment ago
@@ -122,9 +165,26 @@ class DerivedIndex:
                         continue
                 else:
                     self.saved = self.seq
+                    self._evict(self._index)
                     return
             break
-        self._index, self.seq, self.saved = build(self._current().spec), 0, -1
+        current = self._current()
+        fresh: Index[Any] = build(current.spec)
+        self._index, self.seq, self.saved, self.replayed = fresh, 0, -1, 0
+        if isinstance(fresh, Served):
+            if not self._log.writable:
+                problem = f"The index of {self.folder.name} is on a server that no checkpoint names."
+                raise StorageError(problem, "Open the collection for writing once, where it was written.")
+            # Where the rows will be is known before there are any: a crash leaves none that nobody knows of.
+            self._switch(fresh, 0, current.spec, previous=current.previous)
+
+    def _evict(self, index: Index[Any]) -> None:
+        """Take away rows that the store does not have: others wrote them, or the store was restored from a backup."""
+        if isinstance(index, Served) and self._log.writable:
+            with self._log.snapshot():
+                strangers = np.setdiff1d(index.ids, self._log.matching(None), assume_unique=True)
+            if len(strangers):
+                index.remove(strangers)
 
     def _open(self, name: str, spec: Spec) -> tuple[Index[Any], int]:
         meta = read_folder(self.folder / name, "generation")
@@ -136,24 +196,6 @@ class DerivedIndex:
             raise CorruptArtifact(f"{self.folder / name} is another kind of index.", "Rebuild it.")
         opened: Index[Any] = resolve(meta["spec"]["type"]).open(self.folder / name / "index")
         return opened, int(meta["seq"])
-
-    def _replay(self, index: Index[Any], since: int) -> int:
-        """Bring an index from one commit to the last; gives that one's number, which others may pass meanwhile."""
-        with self._log.snapshot() as seq:
-            removed, added = self._log.removed_since(since), self._log.added_since(since)
-        if len(removed):
-            index.remove(removed)
-        self._train(index, added)
-        for start in range(0, len(added), CHUNK):
-            rows = added[start : start + CHUNK]
-            index.add(rows, self._embed(rows))
-        return seq
-
-    def _train(self, index: Index[Any], added: Ids) -> None:
-        """Learn from a random sample: the first rows of an ordered corpus are not like the rest."""
-        if isinstance(index, Trainable) and 0 < index.training_size <= len(added):
-            sample = np.sort(np.random.default_rng(0).choice(added, index.training_size, replace=False))
-            index.train(self._embed(sample))
 
     # Generations
 
@@ -178,12 +220,27 @@ class DerivedIndex:
             return (0, 0)
         return (found.st_ino, found.st_mtime_ns)
 
+    @property
+    def transactional(self) -> bool:
+        """Whether it is read in the store's own snapshot."""
+        return False
+
+    @property
+    def served(self) -> bool:
+        """Whether its rows are on a server, for which one process replays."""
+        return hasattr(resolve(self.spec["type"]), "address")
+
+    def leave(self) -> None:
+        """A reader leaves the folder as it is."""
+
     def checkpoint(self) -> bool:
         """Write a new generation if the index has moved on, and switch to it; True if one was written."""
         self.catch_up()
         index = self.index
         if self.saved == self.seq:
             return False
+        if isinstance(index, Served):
+            index.settle()
         current = self._current()
         # A checkpoint is the same index further on: what can be rolled back to stays what it was.
         self._switch(index, self.seq, current.spec, previous=current.previous)
@@ -194,7 +251,9 @@ class DerivedIndex:
         if self._current().generation is None:  # there must be something to roll back to
             self.checkpoint()
         current = self._current()
-        seq = self._replay(index, 0)
+        seq, _ = replay(self._log, self._embed, index, 0)
+        if isinstance(index, Served):
+            index.settle()
         self._switch(index, seq, index.spec, previous=current.generation)
         self._index, self.seq = index, seq
 
@@ -202,7 +261,9 @@ class DerivedIndex:
         """Fill a fresh index of the same kind from the store and save it."""
         current = self._current()
         index: Index[Any] = build(current.spec)
-        seq = self._replay(index, 0)
+        seq, _ = replay(self._log, self._embed, index, 0)
+        if isinstance(index, Served):
+            index.settle()
         self._switch(index, seq, current.spec, previous=current.previous)
         self._index, self.seq = index, seq
 
@@ -240,10 +301,30 @@ class DerivedIndex:
         self._stamp = self._stamp_of_current()
 
     def _prune(self, *kept: str | None) -> None:
+        past = [path for path in self._generations() if path.name not in kept]
+        if past:
+            self._drop(past, [path for path in self._generations() if path.name in kept])
         with disk_errors(self.folder):
-            for path in self._generations():
-                if path.name not in kept:
-                    shutil.rmtree(path)
+            for path in past:
+                shutil.rmtree(path)
+
+    def _drop(self, past: Iterable[Path], kept: Iterable[Path]) -> None:
+        """Take off their server the rows that no generation names any more; where in doubt, they stay."""
+        try:
+            named = {index.address for path in kept if (index := self._served(path)) is not None}
+        except (OSError, NotFound):
+            return
+        for path in past:
+            with suppress(OSError, NotFound):
+                index = self._served(path)
+                if index is not None and index.address not in named:
+                    index.drop()
+
+    def _served(self, path: Path) -> Served | None:
+        """The index of a generation, if its rows are on a server."""
+        kind = resolve(read_folder(path, "generation", checksums=False)["spec"]["type"])
+        index = kind.open(path / "index") if hasattr(kind, "address") else None
+        return index if isinstance(index, Served) else None
 
     def _generations(self) -> Iterator[Path]:
         if self.folder.is_dir():
@@ -259,6 +340,11 @@ class DerivedIndex:
                     resolve(meta["spec"]["type"]).open(self.folder / name / "index")
                 except (CorruptArtifact, NewerFormat, NotFound) as error:
                     yield f"indexes/{self.folder.name}: {error.problem}"
+
+    def size(self) -> int:
+        """Bytes on disk, here and on a server."""
+        here = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        return here + (self._index.size() if isinstance(self._index, Served) else 0)
 
     def clean(self) -> None:
         """Remove what a killed writer left, and what is ahead of a store that was restored from a backup."""

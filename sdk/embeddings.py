@@ -127,6 +127,48 @@ def check_dense(vectors: object, *, what: str, dim: int | None = None, rows: int
     return out
 
 
+def check_multi_vector(
+    embeddings: object, *, what: str, dim: int | None = None, rows: int | None = None
+) -> MultiVector:
+    """Return ``embeddings`` with float32 vectors and int64 offsets, or say what is wrong with them.
+
+    Parameters
+    ----------
+    embeddings
+        A `MultiVector`.
+    what
+        The name the caller knows them by, for the message.
+    dim, rows
+        The expected d and n, where known.
+
+    Raises
+    ------
+    ShapeError
+        Not a `MultiVector`; wrong rank, dtype, d or n; a NaN or infinite value; offsets that descend, or that do not
+        go from 0 to the number of vectors; a row without a vector. The message names the place.
+    """
+    if not isinstance(embeddings, MultiVector):
+        problem = f"{what} is a {type(embeddings).__name__}, not a MultiVector."
+        raise ShapeError(problem, "Give several vectors for each text.")
+    vectors = check_dense(embeddings.vectors, what=f"{what}.vectors", dim=dim)
+    offsets = np.asarray(embeddings.offsets)
+    if offsets.ndim != 1 or not len(offsets) or offsets.dtype.kind not in "iu":
+        problem = f"{what}.offsets has shape {offsets.shape} and dtype {offsets.dtype}."
+        raise ShapeError(problem, "Give int64, (n + 1,): where each row starts, and where the last ends.")
+    offsets = offsets.astype(np.int64, copy=False)
+    if rows is not None and len(offsets) - 1 != rows:
+        raise ShapeError(f"{what} has {len(offsets) - 1} rows, expected {rows}.", "Give one row for each text or id.")
+    if offsets[0] != 0 or offsets[-1] != len(vectors):
+        problem = f"{what}.offsets goes from {offsets[0]} to {offsets[-1]}, and there are {len(vectors)} vectors."
+        raise ShapeError(problem, f"Let it go from 0 to {len(vectors)}.")
+    lengths = np.diff(offsets)
+    if (lengths < 0).any():
+        raise ShapeError(f"{what}.offsets descends after row {np.argmin(lengths)}.", "Put the rows in order.")
+    if not lengths.all():
+        raise ShapeError(f"{what}, row {np.argmin(lengths)}, has no vector.", "Drop it, or give it one.")
+    return MultiVector(vectors, offsets)
+
+
 def _gather(offsets: NDArray[np.int64], rows: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """New offsets, and where each kept element stood, for ragged ``rows``."""
     lengths = np.diff(offsets)[rows]

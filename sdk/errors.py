@@ -19,7 +19,8 @@
     │   ├── ReadOnly
     │   ├── WriterBusy                    another process holds the writer lease
     │   ├── CorruptArtifact               bytes on disk that are not the ones written
-    │   └── NewerFormat                   written by a newer release
+    │   ├── NewerFormat                   written by a newer release
+    │   └── ServerUnavailable             a server that is not there, went away, or took too long
     ├── UnsupportedOperation              declared by a backend, never a surprise
     ├── ConnectorError                    a source failed; never shows a secret
     └── MissingDependency (ImportError)   an extra to install
@@ -43,6 +44,7 @@ __all__ = [
     "NotFound",
     "ReadOnly",
     "ReperioError",
+    "ServerUnavailable",
     "ShapeError",
     "StaleResult",
     "StorageError",
@@ -135,6 +137,10 @@ class CorruptArtifact(StorageError):
 
 class NewerFormat(StorageError):
     """Written by a newer release of this package."""
+
+
+class ServerUnavailable(StorageError):
+    """A server cannot be reached, went away, or did not answer in time; what it acknowledged before is intact."""
 
 
 class UnsupportedOperation(ReperioError):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,9 +17,9 @@ from tqdm import tqdm
 from reperio import meter
 from reperio.embeddings import Dense, Ids, check_dense, to_bytes
 from reperio.errors import ConfigurationError, DuplicateId, InvalidInput, ReperioError
+from reperio.protocols import Store
 from reperio.signals import LiveSignal
-from reperio.stores.schema import check
-from reperio.stores.sqlite import Entry, Known, SQLiteStore, Vector
+from reperio.stores.rows import Entry, Known, Vector, check
 from reperio.types import Document
 
 
@@ -70,7 +73,7 @@ class Upsert:
 
     def __init__(
         self,
-        store: SQLiteStore,
+        store: Store,
         signals: Sequence[LiveSignal],
         *,
         given: Mapping[str, Dense] | None = None,
@@ -96,7 +99,7 @@ class Upsert:
             raise InvalidInput("Vectors were given for an iterator of documents.", "Give the documents as a list.")
         total = len(documents) if isinstance(documents, Sequence) else None
         hide = None if progress is None else not progress
-        with self._store.each_once() as repeated, tqdm(total=total, unit="doc", disable=hide) as bar:
+        with _each_once() as repeated, tqdm(total=total, unit="doc", disable=hide) as bar:
             for start, batch in _batches(documents, self._batch_size):
                 again = repeated([document.id for document in batch])
                 if again:
@@ -112,7 +115,7 @@ class Upsert:
             raise InvalidInput("The documents are a bare string.", "Give a list of Document.")
         _check_batch(documents, 0)
         for document in documents:
-            Entry.of(document)
+            self._store.check(Entry.of(document))
         for signal in self._signals:
             vectors = self._given.get(signal.name)
             if vectors is not None:
@@ -138,6 +141,7 @@ class Upsert:
         same: dict[int, Entry] = {}
         for i, document in enumerate(batch):
             entry, old = Entry.of(document), known.get(document.id)
+            self._store.check(entry)
             for number, vectors in given.items():
                 entry.vectors[number] = vectors[i]
             if old is not None and old.digest == entry.digest and _same_vectors(entry, old, held):
@@ -211,3 +215,20 @@ def _check_batch(batch: Sequence[Any], start: int) -> None:
             problem = f"The id {name!r} occurs twice: as document {seen[name]} and as document {i}."
             raise DuplicateId(problem, "Give each document an id of its own.")
         seen[name] = i
+
+
+@contextmanager
+def _each_once() -> Generator[Callable[[Sequence[str]], list[str]]]:
+    """Give a function that returns the ids of a batch seen before, on disk where they are many."""
+    # A private database: the ids of a stream may not fit in memory, and must not touch the collection.
+    with closing(sqlite3.connect("", isolation_level=None)) as seen:
+        seen.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
+
+        def repeated(ids: Sequence[str]) -> list[str]:
+            batch = json.dumps(ids)
+            found = seen.execute("SELECT id FROM seen WHERE id IN (SELECT value FROM json_each(?))", (batch,))
+            out = [name for (name,) in found]
+            seen.execute("INSERT OR IGNORE INTO seen SELECT value FROM json_each(?)", (batch,))
+            return out
+
+        yield repeated

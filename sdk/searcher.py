@@ -15,9 +15,9 @@ from reperio.errors import ConfigurationError, EmptyText, InvalidInput, NotFound
 from reperio.explain import Explanation, SignalScore, TermScore
 from reperio.filters import Filter
 from reperio.fusion import Convex, Fusion
+from reperio.protocols import Store
 from reperio.retrieval import MIN_DEPTH, OVERFETCH, Found, Options, Pool, alone, candidates, plan, pools
 from reperio.signals import LiveSignal
-from reperio.stores.sqlite import SQLiteStore
 from reperio.types import Document, Hit, Neighbors, Query, Ranking
 
 
@@ -89,7 +89,7 @@ class Searcher:
 
     def __init__(
         self,
-        store: SQLiteStore,
+        store: Store,
         signals: Mapping[str, LiveSignal],
         current: Callable[[Sequence[LiveSignal]], AbstractContextManager[None]],
     ) -> None:

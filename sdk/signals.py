@@ -11,12 +11,14 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from reperio.derived import DerivedIndex
-from reperio.embeddings import Dense, Ids, IdSet, Kind, check_dense, from_bytes, to_bytes
+from reperio.embeddings import Dense, Ids, IdSet, Kind, check_dense, check_multi_vector, from_bytes, to_bytes
 from reperio.errors import ConfigurationError, FingerprintMismatch, UnsupportedOperation
+from reperio.hosted import HostedIndex
 from reperio.indexes.flat import FlatIndex
-from reperio.protocols import Encoder, Index
+from reperio.indexes.multivector import MultiVectorIndex
+from reperio.protocols import Encoder, Index, Served, Store
 from reperio.registry import build
-from reperio.stores.sqlite import SQLiteStore, Vector
+from reperio.stores.rows import Vector, present
 from reperio.types import Fingerprint, Neighbors
 
 E = TypeVar("E")
@@ -56,11 +58,16 @@ def describe(signal: Signal[Any]) -> dict[str, Any]:
     """What the store keeps of a signal, canary embeddings included."""
     if len(signal.index):
         raise ConfigurationError(f"The index holds {len(signal.index)} rows already.", "Give an empty index.")
+    if signal.stored and signal.encoder.fingerprint.kind == "text":
+        raise ConfigurationError("A signal of texts stores no embeddings.", "Declare it with Signal(…, stored=False).")
     canaries = _canaries(signal.encoder)
     fresh: Index[Any] = build(signal.index.spec)
     if canaries is not None:  # an index that cannot take the encoder's output says so before anything is stored
         embeddings = signal.encoder.encode_document(CANARIES).embeddings
-        fresh.add(np.arange(len(CANARIES), dtype=np.int64), embeddings)
+        if isinstance(fresh, Served):
+            fresh.check(embeddings)
+        else:
+            fresh.add(np.arange(len(CANARIES), dtype=np.int64), embeddings)
     return {
         "encoder": dict(signal.encoder.spec),
         "fingerprint": asdict(signal.encoder.fingerprint),
@@ -72,6 +79,8 @@ def describe(signal: Signal[Any]) -> dict[str, Any]:
 
 def _canaries(encoder: Encoder[Any]) -> list[str] | None:
     """Hexadecimal rows, queries first; None for an encoder that encodes nothing itself."""
+    if encoder.fingerprint.kind == "text":
+        return None
     try:
         both = (encoder.encode_query(CANARIES), encoder.encode_document(CANARIES))
     except UnsupportedOperation:
@@ -91,9 +100,10 @@ class LiveSignal:
     store
         The collection's store.
     folder
-        ``indexes/<name>``.
+        ``indexes/<name>``, of the collection or of this client's cache.
     given
-        The encoder that the caller brought; built from the configuration on first use where None.
+        What the caller brought: its encoder is used, and its index keeps what it knows of its server. The encoder
+        is built from the configuration on first use where None.
     """
 
     def __init__(
@@ -102,9 +112,9 @@ class LiveSignal:
         number: int,
         *,
         config: Mapping[str, Any],
-        store: SQLiteStore,
+        store: Store,
         folder: Path,
-        given: Encoder[Any] | None = None,
+        given: Signal[Any] | None = None,
     ) -> None:
         self.name = name
         self.number = number
@@ -116,10 +126,15 @@ class LiveSignal:
         self._store = store
         self._lock = threading.Lock()
         self._encoder: Encoder[Any] | None = None
+        self._given = given
         if given is not None:
-            self._encoder = self._checked(given)
-        digest = self.fingerprint.digest
-        self.derived = DerivedIndex(folder, store, self.embed, spec=config["index"], fingerprint=digest)
+            self._encoder = self._checked(given.encoder)
+        digest, host = self.fingerprint.digest, store.host
+        self.derived = (
+            DerivedIndex(folder, store, self.embed, spec=config["index"], fingerprint=digest)
+            if host is None
+            else HostedIndex(folder, store, host, self.embed, number=number, fingerprint=digest)
+        )
 
     @property
     def encoder(self) -> Encoder[Any]:
@@ -175,15 +190,16 @@ class LiveSignal:
 
     @property
     def scans_exactly(self) -> bool:
-        """Whether a small set of rows is best scored one by one, past the index."""
-        return self.kind == "dense" and self.stored
+        """Whether a small set of rows is best scored one by one, past the index; a server does that itself."""
+        return self.kind != "sparse" and self.stored and not isinstance(self.index, Served)
 
     def encode(self, texts: Sequence[str]) -> list[Vector]:
         """Documents' embeddings, ready to be stored."""
         encoded = self.encoder.encode_document(texts)
-        if self.kind == "dense":
+        if self.kind != "sparse":
             what = f"the output of {self.fingerprint.model}"
-            check_dense(encoded.embeddings, what=what, dim=self.fingerprint.dim, rows=len(texts))
+            check = check_dense if self.kind == "dense" else check_multi_vector
+            check(encoded.embeddings, what=what, dim=self.fingerprint.dim, rows=len(texts))
         rows = zip(to_bytes(encoded.embeddings), encoded.token_counts, encoded.truncated, strict=True)
         return [Vector(value, int(tokens), bool(cut)) for value, tokens, cut in rows]
 
@@ -192,19 +208,25 @@ class LiveSignal:
         if not self.stored:
             return self.encoder.encode_document(self._store.texts(rows)).embeddings
         found = self._store.vectors(self.number, rows)
-        blobs = [found[row].value for row in self._store.present(rows, found)]
+        blobs = [found[row].value for row in present(rows, found)]
         return from_bytes(blobs, self.kind, dim=self.fingerprint.dim)
 
     def exact(self, rows: Ids) -> Index[Any]:
         """An exact index over just these rows, from the store."""
-        flat = FlatIndex(self.index.spec.get("metric", "ip"))
-        flat.add(rows, self.embed(rows))
-        return flat
+        metric = self.index.spec.get("metric", "ip")
+        exact: Index[Any] = MultiVectorIndex(metric=metric) if self.kind == "multi-vector" else FlatIndex(metric)
+        exact.add(rows, self.embed(rows))
+        return exact
 
     def score(self, queries: Any, rows: Ids) -> Dense:
         """Exact scores of rows, ``(q, m)``; ``-inf`` where a row is -1."""
         if self.index.lossless:
-            return self.index.score(queries, rows)
+            scores = self.index.score(queries, rows)
+            late = np.isneginf(scores) & (rows >= 0)
+            if not (late.any() and self.kind == "dense" and self.stored and isinstance(self.index, Served)):
+                return scores
+            # What another process fills may be a commit behind.
+            return np.where(late, self.exact(np.unique(rows[late])).score(queries, rows), scores)
         held = np.unique(rows)
         return self.exact(held[held >= 0]).score(queries, rows)
 
@@ -220,7 +242,7 @@ class LiveSignal:
         for what, rows in (("lacks", np.setdiff1d(live, held)), ("still holds", np.setdiff1d(held, live))):
             if len(rows):
                 yield f"{self.name}: the index {what} {len(rows)} documents, row {rows[0]} the first"
-        width = 4 * self.fingerprint.dim
+        width, several = 4 * self.fingerprint.dim, self.kind == "multi-vector"
         for start in range(0, len(live) if self.stored else 0, 4096):
             rows = live[start : start + 4096]
             found = self._store.vectors(self.number, rows)
@@ -228,7 +250,9 @@ class LiveSignal:
             if missing:
                 yield f"{self.name}: {len(missing)} documents have no stored embedding, row {missing[0]} the first"
             values = [v.value for v in found.values()]
-            if self.kind == "dense" and any(len(value) != width for value in values):
-                yield f"{self.name}: a stored embedding is not {width} bytes long"
-            elif not np.isfinite(np.frombuffer(b"".join(values), dtype="<f4")).all() and self.kind == "dense":
+            if self.kind == "sparse":
+                continue
+            if any(len(v) != width and not (several and v and len(v) % width == 0) for v in values):
+                yield f"{self.name}: a stored embedding is not {width} bytes long" + " for each vector" * several
+            elif not np.isfinite(np.frombuffer(b"".join(values), dtype="<f4")).all():
                 yield f"{self.name}: a stored embedding holds NaN or infinity"

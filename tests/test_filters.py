@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from reperio import Document, Field
 from reperio.errors import FilterError
 from reperio.filters import Filter, check, from_json, parse, to_json
-from reperio.stores.sqlite import Entry, SQLiteStore
+from reperio.stores.rows import Entry
+from reperio.stores.sqlite import SQLiteStore
 
 NAMES = ["year", "lang", "tags", "open", 'we"ird.$[0] key']
 scalars = st.one_of(

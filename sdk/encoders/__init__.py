@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from reperio.encoders.given import GivenVectors as GivenVectors
     from reperio.encoders.hashing import HashEncoder as HashEncoder
     from reperio.encoders.summed import SparseSum as SparseSum
+    from reperio.encoders.wholewords import WholeWords as WholeWords
 
 _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
@@ -17,9 +18,10 @@ _EXPORTS = {
     "GivenVectors": "reperio.encoders.given",
     "HashEncoder": "reperio.encoders.hashing",
     "SparseSum": "reperio.encoders.summed",
+    "WholeWords": "reperio.encoders.wholewords",
 }
 
-__all__ = ["BM25Encoder", "DenseEncoder", "GivenVectors", "HashEncoder", "SparseSum"]
+__all__ = ["BM25Encoder", "DenseEncoder", "GivenVectors", "HashEncoder", "SparseSum", "WholeWords"]
 
 
 def __getattr__(name: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reperio.stores.postgres import PostgresStore
 from reperio.stores.sqlite import SQLiteStore
 
-__all__ = ["SQLiteStore"]
+__all__ = ["PostgresStore", "SQLiteStore"]

@@ -7,10 +7,9 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -19,57 +18,14 @@ import numpy as np
 from reperio import filters
 from reperio.artifacts import disk_errors
 from reperio.embeddings import Ids, IdSet
-from reperio.errors import CorruptArtifact, InvalidInput, NewerFormat, NotFound, ReadOnly, StaleResult
+from reperio.errors import CorruptArtifact, NewerFormat, NotFound, ReadOnly
 from reperio.filters import Filter
 from reperio.stores import schema
+from reperio.stores.rows import SIGNALS, Entry, Known, Mode, Vector, altered, check_id, kinds, present, unpack
 from reperio.stores.where import compile_filter
 from reperio.types import Document
 
-Mode: TypeAlias = Literal["r", "rw"]
-
 _IN_ROWS = "row IN (SELECT value FROM json_each(?))"
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """One stored embedding: its bytes, the tokens of its text (None where given by the caller), and if cut."""
-
-    value: bytes
-    tokens: int | None = None
-    truncated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the store holds of a live document."""
-
-    row: int
-    text_hash: bytes
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A new version of a document, ready to be committed."""
-
-    document: Document
-    metadata: str
-    provenance: str | None
-    text_hash: bytes
-    digest: bytes
-    vectors: dict[int, Vector] = field(default_factory=dict[int, Vector])
-
-    @classmethod
-    def of(cls, document: Document) -> Entry:
-        """Pack a document; raises `InvalidInput` naming what cannot be stored."""
-        metadata, provenance = schema.pack_metadata(document), schema.pack_provenance(document.provenance)
-        try:
-            hashed = schema.text_hash(document.text)
-            document.id.encode()
-        except UnicodeEncodeError as error:
-            problem = f"Document {document.id!r} holds half a character at position {error.start}: {error.reason}."
-            raise InvalidInput(problem, "Decode the source with errors='replace'.") from error
-        return cls(document, metadata, provenance, hashed, schema.digest(hashed, metadata, provenance))
 
 
 class SQLiteStore:
@@ -88,8 +44,11 @@ class SQLiteStore:
     `refresh`.
     """
 
+    host = None
+
     def __init__(self, path: Path, *, mode: Mode = "rw") -> None:
         self.path = path
+        self.location = str(path.parent.absolute())
         self.writable = mode == "rw"
         self._frozen: tuple[object, ...] | None = None
         self._lock = threading.RLock()
@@ -257,27 +216,12 @@ class SQLiteStore:
         """
         sql = f"SELECT row, id, text, metadata, provenance FROM documents WHERE {_IN_ROWS}"
         found = {row[0]: row[1:] for row in self._read(sql, (_array(rows),))}
-        return [schema.unpack(found[row]) for row in self.present(rows, found)]
+        return [unpack(found[row]) for row in present(rows, found)]
 
     def texts(self, rows: Ids, /) -> list[str]:
         """Texts by row key, in this order."""
         found = dict(self._read(f"SELECT row, text FROM documents WHERE {_IN_ROWS}", (_array(rows),)))
-        return [found[row] for row in self.present(rows, found)]
-
-    def present(self, rows: Ids, found: Mapping[int, object]) -> list[int]:
-        """The rows, if all were found.
-
-        Raises
-        ------
-        StaleResult
-            If compaction has taken one of them away.
-        """
-        wanted: list[int] = rows.tolist()
-        gone = next((row for row in wanted if row not in found), None)
-        if gone is not None:
-            problem = f"Row {gone} was deleted and compacted away after this result was found."
-            raise StaleResult(problem, "Search again.")
-        return wanted
+        return [found[row] for row in present(rows, found)]
 
     def names(self, rows: Ids, /) -> list[str]:
         """Document ids by row key, in this order."""
@@ -291,7 +235,7 @@ class SQLiteStore:
     def known(self, ids: Sequence[str], /) -> dict[str, Known]:
         """What is held of each live document; absent ids are left out."""
         for name in ids:
-            schema.check_id(name, "The id")
+            check_id(name, "The id")
         sql = (
             "SELECT id, row, text_hash, digest FROM documents "
             "WHERE id IN (SELECT value FROM json_each(?)) AND removed IS NULL"
@@ -328,10 +272,10 @@ class SQLiteStore:
 
     def vectors(self, signal: int, rows: Ids, /) -> dict[int, Vector]:
         """Stored embeddings of a signal by row key; rows without one are left out."""
-        keys = rows * schema.SIGNALS + signal
+        keys = rows * SIGNALS + signal
         sql = "SELECT key, value, tokens, truncated FROM embeddings WHERE key IN (SELECT value FROM json_each(?))"
         found = self._read(sql, (_array(keys),))
-        return {key // schema.SIGNALS: Vector(value, tokens, bool(cut)) for key, value, tokens, cut in found}
+        return {key // SIGNALS: Vector(value, tokens, bool(cut)) for key, value, tokens, cut in found}
 
     def reusable(self, signal: int, hashes: Iterable[bytes], /) -> dict[bytes, Vector]:
         """Embeddings that the encoder made before for the same texts, also of documents deleted since."""
@@ -365,6 +309,9 @@ class SQLiteStore:
 
     # Writing
 
+    def check(self, entry: Entry, /) -> None:
+        """A file holds whatever `Entry.of` has packed."""
+
     def commit(self, entries: Sequence[Entry], removed: Ids) -> int:
         """Add new versions and remove old ones in one transaction; returns its sequence number.
 
@@ -395,31 +342,14 @@ class SQLiteStore:
             self._connection.executemany(
                 "INSERT INTO embeddings VALUES (?, ?, ?, ?)",
                 (
-                    (row * schema.SIGNALS + signal, v.value, v.tokens, int(v.truncated))
+                    (row * SIGNALS + signal, v.value, v.tokens, int(v.truncated))
                     for row, e in zip(rows, entries, strict=True)
                     for signal, v in e.vectors.items()
                 ),
             )
-            kinds = {pair for metadata in {e.metadata for e in entries} for pair in schema.kinds(metadata)}
-            self._connection.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?)", kinds)
+            self._connection.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?)", kinds(entries))
             self._connection.execute("UPDATE meta SET value = ? WHERE name = 'seq'", (str(seq),))
         return seq
-
-    @contextmanager
-    def each_once(self) -> Generator[Any]:
-        """Give a function that returns the ids of a batch seen before, on disk where they are many."""
-        # A private database: the ids of a stream may not fit in memory, and must not touch the collection.
-        with closing(sqlite3.connect("", isolation_level=None)) as seen:
-            seen.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
-
-            def repeated(ids: Sequence[str]) -> list[str]:
-                batch = json.dumps(ids)
-                found = seen.execute("SELECT id FROM seen WHERE id IN (SELECT value FROM json_each(?))", (batch,))
-                out = [name for (name,) in found]
-                seen.execute("INSERT OR IGNORE INTO seen SELECT value FROM json_each(?)", (batch,))
-                return out
-
-            yield repeated
 
     def purge(self) -> int:
         """Drop the versions that were replaced or deleted, with their embeddings; returns how many.
@@ -429,7 +359,7 @@ class SQLiteStore:
         with self._lock:
             with self.transaction():
                 dead = self._column("SELECT row FROM documents WHERE removed IS NOT NULL")
-                low, high = dead * schema.SIGNALS, dead * schema.SIGNALS + schema.SIGNALS - 1
+                low, high = dead * SIGNALS, dead * SIGNALS + SIGNALS - 1
                 spans = zip(low.tolist(), high.tolist(), strict=True)
                 self._connection.executemany("DELETE FROM embeddings WHERE key BETWEEN ? AND ?", spans)
                 self._connection.execute("DELETE FROM documents WHERE removed IS NOT NULL")
@@ -450,11 +380,10 @@ class SQLiteStore:
         live = self.matching(None)
         sql = f"SELECT id, text, metadata, provenance, text_hash, digest FROM documents WHERE {_IN_ROWS}"
         for start in range(0, len(live), 1024):
-            for name, text, metadata, provenance, hashed, digest in self._read(
-                sql, (_array(live[start : start + 1024]),)
-            ):
-                if schema.text_hash(text) != hashed or schema.digest(hashed, metadata, provenance) != digest:
-                    yield f"{self.path.name}: document {name!r} was altered: its digest differs"
+            for *row, hashed, digest in self._read(sql, (_array(live[start : start + 1024]),)):
+                found = altered(row, hashed, digest)
+                if found is not None:
+                    yield f"{self.path.name}: {found}"
 
     def size(self) -> int:
         """Bytes on disk, the write-ahead log included."""

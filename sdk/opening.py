@@ -1,0 +1,177 @@
+"""Opening a collection: where it is, who may write it, and how its documents are found."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from filelock import FileLock, Timeout
+
+from reperio.artifacts import disk_errors, replace_text
+from reperio.embeddings import Dense
+from reperio.errors import ConfigurationError, NotFound, WriterBusy
+from reperio.postgres import is_url, split_collection
+from reperio.protocols import Encoder, Index, Store
+from reperio.signals import LiveSignal, Signal, describe
+from reperio.stores.rows import SIGNALS, Mode
+from reperio.stores.sqlite import SQLiteStore
+
+Signals: TypeAlias = Mapping[str, Signal[Any]]
+
+
+def hybrid(encoder: Encoder[Dense] | None = None, *, index: Index[Dense] | None = None) -> dict[str, Signal[Any]]:
+    """The default signals: BM25, and dense vectors in an exact FAISS index.
+
+    Parameters
+    ----------
+    encoder
+        Makes the dense vectors; all-MiniLM-L6-v2 where None.
+    index
+        Holds them; ``FaissIndex("Flat")`` where None.
+    """
+    from reperio.encoders.dense import DenseEncoder
+    from reperio.indexes.faiss import FaissIndex
+
+    # An empty index is falsy: ask for None by name.
+    dense = Signal(DenseEncoder() if encoder is None else encoder, FaissIndex() if index is None else index)
+    return {**lexical(), "dense": dense}
+
+
+def lexical(language: str = "english") -> dict[str, Signal[Any]]:
+    """BM25 alone: needs no model."""
+    from reperio.encoders.bm25 import BM25Encoder
+    from reperio.indexes.bm25 import BM25Index
+
+    # Tokenising again is quicker than reading term counts back, and half the size on disk.
+    return {"bm25": Signal(BM25Encoder(language), BM25Index(), stored=False)}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a collection is.
+
+    Attributes
+    ----------
+    store
+        The truth.
+    folder
+        Holds what is derived from it: the collection's own, or this client's cache of a server's.
+    release
+        Gives back the right to write and lets go of the store; safe to call twice.
+    """
+
+    store: Store
+    folder: Path
+    release: Callable[[], None]
+
+
+def place(path: Path | str, *, mode: Mode, collection: str | None, cache: Path | str | None) -> Place:
+    """Open the store at a path or an address.
+
+    Raises
+    ------
+    ConfigurationError
+        Unknown mode; a name or cache for a folder, or no name for a database.
+    NotFound, WriterBusy, NewerFormat, CorruptArtifact, ReadOnly, ServerUnavailable
+    """
+    if mode not in ("r", "rw"):
+        raise ConfigurationError(f"mode is {mode!r}.", "Use 'r' to read or 'rw' to read and write.")
+    if isinstance(path, str) and is_url(path):
+        return _on_server(path, mode=mode, collection=collection, cache=cache)
+    if collection is not None or cache is not None:
+        problem = "A collection in a folder has no name and no cache of its own."
+        raise ConfigurationError(problem, "Give collection= and cache= with a postgresql:// address only.")
+    folder = Path(path)
+    lease = _take_lease(folder) if mode == "rw" else None
+
+    def release() -> None:
+        store.close()
+        if lease is not None:
+            lease.release()
+
+    try:
+        store = SQLiteStore(folder / "store.sqlite", mode=mode)
+    except BaseException:
+        if lease is not None:
+            lease.release()
+        raise
+    return Place(store, folder, release)
+
+
+def _on_server(url: str, *, mode: Mode, collection: str | None, cache: Path | str | None) -> Place:
+    from reperio.stores.postgres import PostgresStore
+
+    address, named = split_collection(url)
+    if collection and named and collection != named:
+        problem = f"The address names the collection {named!r}, the argument {collection!r}."
+        raise ConfigurationError(problem, "Give the name once.")
+    name = collection or named
+    if name is None:
+        raise ConfigurationError("The address names no collection.", "Write postgresql://…#name, or give collection=.")
+    store = PostgresStore(address, collection=name, mode=mode)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reperio"
+    return Place(store, (home if cache is None else Path(cache)) / store.uuid, store.close)
+
+
+def _take_lease(folder: Path) -> FileLock:
+    """The right to write, until released or the process dies: the operating system keeps it."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lease = FileLock(folder / "writer.lock", timeout=0)
+        try:
+            lease.acquire()
+        except Timeout as error:
+            owner = folder / "writer.pid"
+            who = f" by process {owner.read_text()}" if owner.is_file() else ""
+            raise WriterBusy(f"{folder} is being written{who}.", "Close it there, or open it with mode='r'.") from error
+        try:
+            replace_text(folder / "writer.pid", str(os.getpid()))
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+
+def attach(place: Place, given: Signals | None) -> dict[str, LiveSignal]:
+    """The collection's signals: declared if it is new, checked against what was given if it is not."""
+    store, folder = place.store, place.folder
+    known = store.signals()
+    if not known:
+        if not store.writable:
+            raise NotFound(f"{store.location} was not finished being made.", "Open it with mode='rw'.")
+        chosen = hybrid() if given is None else given
+        _check_names(chosen)
+        store.declare({name: describe(signal) for name, signal in chosen.items()})
+        known, given = store.signals(), chosen
+    elif given is not None and set(given) != set(known):
+        raise ConfigurationError(f"The signals given are {sorted(given)}.", f"This collection has {sorted(known)}.")
+    live = {
+        name: LiveSignal(
+            name,
+            number,
+            config=config,
+            store=store,
+            folder=folder / "indexes" / name,
+            given=given[name] if given else None,
+        )
+        for name, (number, config) in known.items()
+    }
+    for name, signal in (given or {}).items():
+        if dict(signal.index.spec) != dict(live[name].derived.spec):
+            problem = (
+                f"The index given for {name!r} is {signal.index.spec}, the collection's is {live[name].derived.spec}."
+            )
+            raise ConfigurationError(problem, f"Switch with collection.reindex({name!r}, index).")
+    return live
+
+
+def _check_names(signals: Signals) -> None:
+    if not 0 < len(signals) <= SIGNALS:
+        raise ConfigurationError(f"{len(signals)} signals were given.", f"A collection has 1 to {SIGNALS}.")
+    for name in signals:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+            raise ConfigurationError(f"A signal cannot be named {name!r}.", "Use letters, digits, '-' and '_'.")
