@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar, cast
 
-from reperio.errors import MissingDependency
+from reperio.errors import ConfigurationError, MissingDependency
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "models": ("torch", "transformers", "sentence_transformers", "safetensors"),
@@ -32,6 +33,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ray": ("ray", "pyarrow"),
 }
 """Extra → the modules that it brings."""
+
+_FIRST = {"faiss": "usearch"}
+"""Modules that crash if another, of newer C++ libraries, is imported before them: faiss-cpu 1.15 after usearch 2.26."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,11 +61,19 @@ def load(module: str, *, extra: str) -> Any:
     ------
     MissingDependency
         If the module's top-level package is not installed.
+    ConfigurationError
+        If it would crash, because another was imported before it.
     """
+    top = module.partition(".")[0]
+    for first, second in _FIRST.items():
+        if top == second and first not in sys.modules and installed(first):
+            import_module(first)
+        if top == first and second in sys.modules and first not in sys.modules:
+            problem = f"{second} was imported before {first}, which makes {first} crash the interpreter."
+            raise ConfigurationError(problem, f"Put `import {first}` before `import {second}`.")
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        top = module.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] == top:
             raise MissingDependency(top, extra) from error
         raise

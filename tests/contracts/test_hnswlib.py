@@ -1,0 +1,16 @@
+"""`HnswlibIndex` keeps the contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from reperio.indexes import HnswlibIndex
+from reperio.testing.index import IndexContract
+
+
+class TestHnswlibIndex(IndexContract):
+    recall_floor = 0.98
+
+    @pytest.fixture(params=["cosine", "ip", "l2"])
+    def index(self, request: pytest.FixtureRequest) -> HnswlibIndex:
+        return HnswlibIndex(request.param)
