@@ -5,35 +5,33 @@ Shapes: q queries, n rows, d dimensions, k results, m rows asked for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
+from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, StorageError
 from reperio.extras import load
+from reperio.indexes.autotune import Tuner, TuneReport
 from reperio.indexes.factory import FactoryIndex
-from reperio.indexes.flat import FlatIndex, Metric, check_metric, unit
+from reperio.indexes.flat import Metric, check_metric
+from reperio.indexes.gpu import check_device
+from reperio.indexes.growing import GrowingIndex, check_options, lists_on_disk
 from reperio.indexes.layers import OPTIONS
-from reperio.indexes.rows import Rows, check_ids, check_k, check_pairs, merge
+from reperio.indexes.presets import check_recall, preset
+from reperio.indexes.ranges import Ranges, ordered, within
+from reperio.indexes.rows import check_ids, check_k, check_pairs, merge
+from reperio.indexes.verified import read_verified
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
-__all__ = ["FaissIndex"]
+__all__ = ["KIND", "FaissIndex"]
 
-_KIND = "faiss-index"
-_FILE = "index.faiss"
-_CHUNK = 1 << 16
-"""Rows scaled and appended at a time: what adding takes beside the index."""
-
-_TYPICAL = 3840
-"""Dimensions that nearly every factory fits, to ask what it is like before the first row tells."""
-
-_UNKNOWN = 1 << 14
-"""Training size of a factory that does not fit them: what 256 centroids take."""
+KIND = "faiss-index"
+"""Kind of the folder that `FaissIndex.save` writes."""
 
 
 class FaissIndex:
@@ -49,24 +47,33 @@ class FaissIndex:
     ----------
     factory
         Any string for ``faiss.index_factory``: ``"Flat"``, ``"HNSW32"``, ``"IVF1024,SQ8"``, ``"OPQ16,IVF256,PQ16"``,
-        ``"IVF4096,PQ32x4fs,RFlat"``. It is tried on the first rows, before any is taken.
+        ``"IVF4096,PQ32x4fs,RFlat"``. It is tried on the first rows, before any is taken. ``"auto"`` compares every
+        row until there are 16,384, then is the `preset` ``"ivf"`` for as many as there are; `compact` chooses again.
     metric
         ``"cosine"`` (vectors are scaled to length one when added and when asked for), ``"ip"`` (inner product), or
         ``"l2"``: the score is the squared Euclidean distance, negated.
     train_size
         How many vectors to train on; if not given 64 for each centroid, and at least 4096.
     seed
-        Of the sample to train on and of k-means.
+        Of the sample to train on, of k-means and of the rows held out to tune by.
     options
-        Search options in place of the defaults: ``nprobe``, the lists that an IVF index looks into (√nlist, at
-        least 8); ``efSearch``, the candidates that HNSW keeps (64, or twice k); ``k_factor``, how many times k
-        rows a refined index scores again (8). With a filter that keeps one row in ten, ``nprobe`` and
-        ``efSearch`` count tenfold.
+        Search options in place of the defaults: ``nprobe``, the lists that an IVF index looks into (3√nlist, at
+        least 16); ``efSearch``, the candidates that HNSW keeps (128, or twice k); ``k_factor``, how many times k
+        rows a refined index scores again (8, and at least 80 rows). A filter widens them: see `FilteredSearch`.
+    recall
+        Share of the ten best rows to be found: the options are tuned to it by `autotune`. Each time that the rows
+        have doubled, some of those that are being added are first asked for, while the index does not hold them
+        (in batches of 64 or more). The outcome is `tuning`, kept in the saved folder; the options given go first.
+    device
+        ``"cpu"``, or a GPU, ``"cuda"`` or ``"cuda:1"``: there it is trained, filled and searched. Selective filters,
+        more than 1024 results, `score` and `save` are served by a copy in main memory, made when it is needed.
 
     Raises
     ------
     ConfigurationError
-        Unknown metric or option; a number that is not positive.
+        Unknown metric, option or device; a number that is out of range.
+    UnsupportedOperation
+        A GPU where FAISS as installed cannot use one.
 
     Notes
     -----
@@ -89,34 +96,62 @@ class FaissIndex:
         train_size: int | None = None,
         seed: int = 0,
         options: Mapping[str, int] | None = None,
+        recall: float | None = None,
+        device: str = "cpu",
     ) -> None:
         if train_size is not None and train_size < 1:
             raise ConfigurationError(f"train_size is {train_size}.", "Give a positive number, or None.")
         self.metric: Metric = check_metric(metric)
-        self.factory, self.train_size, self.seed = factory, train_size, seed
-        self.options = dict(options or {})
-        self._check_options(self.options, OPTIONS.values())
-        self._main: FactoryIndex | None = None
-        self._rows = Rows()
-        self._tail = FlatIndex(self.metric)
-        self._mapped = False
+        self.recall = None if recall is None else check_recall(recall)
+        check_device(device)
+        self.train_size, self.seed, self.device = train_size, seed, device
+        self.tuning: TuneReport | None = None
+        """What `autotune` measured and chose."""
+        self._declared = factory
+        self._options = dict(options or {})
+        check_options(f"FaissIndex({factory!r})", self._options, OPTIONS.values())
+        self._tuner = None if recall is None else Tuner(self, recall, seed=seed)
+        self._held = GrowingIndex(
+            factory, self.metric, train_size=train_size, seed=seed, device=device, options=self._options
+        )
+
+    @classmethod
+    def preset(cls, name: str, *, rows: int, dim: int, metric: Metric = "cosine", recall: float | None = 0.95) -> Self:
+        """A named index for so many rows of so many dimensions, tuned to a recall: see `reperio.indexes.presets`."""
+        return cls(preset(name, rows, dim).factory, metric=metric, recall=recall)
 
     @property
     def spec(self) -> Spec:
-        """How to build this index again, empty."""
+        """How to build this index again, empty. What was tuned is not part of it: another will tune itself."""
         return {
             "type": "FaissIndex",
-            "factory": self.factory,
+            "factory": self._declared,
             "metric": self.metric,
             "train_size": self.train_size,
             "seed": self.seed,
-            "options": self.options or None,
+            "options": self._options or None,
+            "recall": self.recall,
+            "device": self.device,
         }
+
+    @property
+    def factory(self) -> str:
+        """The factory string; ``"auto"`` until one is chosen."""
+        main = self._held.main
+        return self._declared if main is None else main.factory
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The search options in force beside the defaults, for ten results: those tuned, and those given."""
+        return {**self._tuned(10), **self._options}
+
+    def _tuned(self, k: int) -> dict[str, int]:
+        return {} if self.tuning is None else self.tuning.options_for(k, len(self))
 
     @property
     def lossless(self) -> bool:
         """Whether scores are exact: not after quantisation or projection, unless refined by the vectors themselves."""
-        kind = self._typical()
+        kind = self._held.typical()
         return kind is not None and kind.lossless
 
     @property
@@ -125,54 +160,37 @@ class FaissIndex:
         return -1.0 if self.metric == "cosine" else -np.inf
 
     def __len__(self) -> int:
-        return len(self._rows) + len(self._tail)
+        return len(self._held)
 
     @property
     def ids(self) -> IdSet:
         """Every row key held, ``(n,)``, sorted."""
-        return np.sort(np.concatenate([self._rows.ids[self._rows.alive], self._tail.ids]))
+        rows = self._held.rows
+        return np.sort(np.concatenate([rows.ids[rows.alive], self._held.tail.ids]))
 
     @property
     def dim(self) -> int | None:
         """d; None before the first row."""
-        return None if self._main is None else self._main.dim
+        return self._held.dim
 
-    def _typical(self) -> FactoryIndex | None:
-        """The index, or before the first row one like it; None for a factory that fits few dimensions."""
-        if self._main is not None:
-            return self._main
-        try:
-            return FactoryIndex(self.factory, self.metric, _TYPICAL)
-        except ConfigurationError:
-            return None
+    @property
+    def row_bytes(self) -> int:
+        """Memory that a row takes in FAISS."""
+        main = self._held.main
+        return 0 if main is None else main.row_bytes
 
-    def _built(self, dim: int) -> FactoryIndex:
-        main = FactoryIndex(self.factory, self.metric, dim, seed=self.seed)
-        self._check_options(self.options, main.defaults(1))
-        if self.train_size is not None and self.train_size < main.centroids:
-            problem = f"train_size is {self.train_size}, and {self.factory!r} learns {main.centroids} centroids."
-            raise ConfigurationError(problem, f"Give {main.centroids} or more, {39 * main.centroids} to learn well.")
-        if main.trained:
-            main.check()
-        return main
+    @property
+    def widest(self) -> dict[str, int]:
+        """The search options there are, and the values beyond which nothing more is found."""
+        main = self._held.ready
+        return {} if main is None else main.largest
 
-    def _check_options(self, options: Mapping[str, int], known: Collection[str]) -> None:
-        for name, value in options.items():
-            if name not in known:
-                fix = f"It has: {', '.join(known)}." if known else "It has none."
-                raise ConfigurationError(f"FaissIndex({self.factory!r}) has no search option {name!r}.", fix)
-            if not isinstance(cast("object", value), int) or value < 1:
-                raise ConfigurationError(f"The search option {name} is {value!r}.", "Give a positive whole number.")
-
-    # Training
+    # Changing
 
     @property
     def training_size(self) -> int:
         """How many vectors `train` wants; 0 where nothing is to be learnt (any more)."""
-        kind = self._typical()
-        if kind is not None and kind.trained:
-            return 0
-        return self.train_size or (_UNKNOWN if kind is None else kind.training_size)
+        return self._held.training_size
 
     def train(self, sample: Dense, /) -> None:
         """Learn from a random sample of what will be held, then take in the rows that wait.
@@ -181,38 +199,10 @@ class FaissIndex:
         ------
         UnsupportedOperation
             If there is nothing to be learnt, or it was already.
-        ShapeError
-            Too few vectors, or wrong ones.
-        ConfigurationError
-            If FAISS cannot build or train this factory.
+        ShapeError, ConfigurationError
+            Too few vectors, or wrong ones; a factory that FAISS cannot build or train.
         """
-        vectors = check_dense(sample, what="sample", dim=self.dim)
-        main = self._built(vectors.shape[1])
-        if main.trained or (self._main is not None and self._main.trained):
-            raise UnsupportedOperation(f"FaissIndex({self.factory!r}) has nothing to learn.", "Add rows to it.")
-        if len(vectors) < main.centroids:
-            problem = f"The sample has {len(vectors)} vectors, {self.factory!r} learns {main.centroids} centroids."
-            raise ShapeError(problem, f"Give {self.training_size}.")
-        main.train(self._scaled(vectors))
-        self._main = main
-        self._absorb(main)
-
-    def _absorb(self, main: FactoryIndex) -> None:
-        if len(self._tail):
-            self._append(main, [self._tail.vectors])
-            self._rows.append(self._tail.ids)
-            self._tail = FlatIndex(self.metric)
-
-    def _sample(self, main: FactoryIndex, vectors: Dense) -> Dense | None:
-        """What to train on, once what waits and what comes are enough."""
-        waiting, size = len(self._tail), self.train_size or main.training_size
-        if waiting + len(vectors) < size:
-            return None
-        chosen = np.random.default_rng(self.seed).choice(waiting + len(vectors), size, replace=False)
-        new = vectors[chosen[chosen >= waiting] - waiting]
-        return np.concatenate([self._tail.vectors[chosen[chosen < waiting]], new]) if waiting else new
-
-    # Rows
+        self._held.train(check_dense(sample, what="sample", dim=self.dim), self._tuner)
 
     def add(self, ids: Ids, embeddings: Dense, /) -> None:
         """Insert or replace rows.
@@ -228,34 +218,12 @@ class FaissIndex:
         """
         vectors = check_dense(embeddings, what="embeddings", dim=self.dim)
         ids = check_ids(ids, rows=len(vectors))
-        if not len(ids):
-            return
-        main = self._main or self._built(vectors.shape[1])
-        if not main.trained and (sample := self._sample(main, vectors)) is not None:
-            self.train(sample)
-            main = self._main or main
-        if self._mapped or not main.trained:
-            self._tail.add(ids, vectors)
-            self._rows.remove(ids)
-        else:
-            self._append(main, (self._scaled(vectors[i : i + _CHUNK]) for i in range(0, len(vectors), _CHUNK)))
-            self._rows.append(ids)
-            self._tail.remove(ids)
-        self._main = main
-
-    def _append(self, main: FactoryIndex, parts: Iterable[Dense]) -> None:
-        """Fill positions that no row has yet; if it fails they stay dead."""
-        try:
-            for part in parts:
-                main.append(part)
-        except BaseException:
-            self._rows.bury(main.total)
-            raise
+        if len(ids):
+            self._held.add(ids, vectors, self._tuner)
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        gone = np.unique(np.asarray(ids, dtype=np.int64))
-        return self._rows.remove(gone) + self._tail.remove(gone)
+        return self._held.remove(np.unique(np.asarray(ids, dtype=np.int64)))
 
     def compact(self) -> None:
         """Give back the positions of rows removed or replaced, and take in rows added to a mapped index.
@@ -263,20 +231,9 @@ class FaissIndex:
         Raises
         ------
         UnsupportedOperation
-            If the vectors cannot be had back exactly from the index.
+            If the vectors cannot be had back exactly from the index, or its lists are on disk.
         """
-        main = self._main
-        if main is None or not main.trained:
-            return
-        if not main.lossless:
-            problem = f"FaissIndex({self.factory!r}) does not keep the vectors themselves."
-            raise UnsupportedOperation(problem, "Build it again from where they are kept.")
-        fresh, alive = main.emptied(), np.flatnonzero(self._rows.alive)
-        alive = alive[np.argsort(self._rows.ids[alive])]
-        for start in range(0, len(alive), _CHUNK):
-            fresh.append(main.decode(alive[start : start + _CHUNK]))
-        self._main, self._rows, self._mapped = fresh, Rows(self._rows.ids[alive]), False
-        self._absorb(fresh)
+        self._held.compact(self._tuner)
 
     # Searching
 
@@ -301,24 +258,82 @@ class FaissIndex:
         """
         check_k(k)
         vectors = check_dense(queries, what="queries", dim=self.dim)
-        main = self._main
-        if options:
-            kind = self._typical()
-            self._check_options(options, OPTIONS.values() if kind is None else kind.defaults(k))
-        if main is None or not main.trained:
-            return self._tail.search(vectors, k, allowed=allowed)
-        settings = {**main.defaults(k), **self.options, **(options or {})}
-        found = self._keyed(main.search(self._scaled(vectors), k, self._rows.mask(allowed), settings))
-        return merge([found, self._tail.search(vectors, k, allowed=allowed)], k) if len(self._tail) else found
+        self._check(options, k)
+        held, main = self._held, self._held.ready
+        if main is None:
+            return held.tail.search(vectors, k, allowed=allowed)
+        chosen, settings = held.rows.chosen(allowed), self._settings(main, k, options)
+        return self._keyed(main.search(held.scaled(vectors), k, chosen, settings), vectors, k, allowed)
 
-    def _keyed(self, found: Neighbors) -> Neighbors:
-        """Row keys for positions, equal scores in the order of their keys."""
-        ids = self._rows.ids[found.ids] if len(self._rows.ids) else found.ids
+    def exact(self, queries: Dense, k: int, /, *, allowed: IdSet | None = None) -> Neighbors:
+        """The twin of `search` that compares every row, as it is kept: what an approximate search is measured by."""
+        check_k(k)
+        vectors = check_dense(queries, what="queries", dim=self.dim)
+        held, main = self._held, self._held.ready
+        if main is None:
+            return held.tail.search(vectors, k, allowed=allowed)
+        found = main.exact(held.scaled(vectors), k, held.rows.chosen(allowed))
+        return self._keyed(found, vectors, k, allowed)
+
+    def search_range(
+        self,
+        queries: Dense,
+        threshold: float,
+        /,
+        *,
+        allowed: IdSet | None = None,
+        options: Mapping[str, int] | None = None,
+        exact: bool = False,
+    ) -> Ranges:
+        """Every row whose score is ``threshold`` or more, among ``allowed`` if given.
+
+        Parameters
+        ----------
+        threshold
+            A score: for ``"l2"`` a squared distance, negated.
+        options
+            As for `search`: a graph or lists may miss rows that lie where it does not look.
+        exact
+            Whether to compare every row instead. A refined index always does.
+
+        Raises
+        ------
+        UnsupportedOperation
+            If FAISS has no range search for this index, or cannot compare its rows one by one.
+        """
+        if not np.isfinite(threshold):
+            raise InvalidInput(f"threshold is {threshold}.", "Give a score.")
+        vectors = check_dense(queries, what="queries", dim=self.dim)
+        self._check(options, 1)
+        held, main = self._held, self._held.ready
+        waiting = within(held.tail, vectors, threshold, allowed)
+        if main is None or not main.total:
+            return ordered(len(vectors), waiting)
+        settings = None if exact else self._settings(main, 1, options)
+        chosen = held.rows.chosen(allowed)
+        asked, found, scores = main.search_range(held.scaled(vectors), threshold, chosen, settings)
+        return ordered(len(vectors), (asked, held.rows.ids[found], scores), waiting)
+
+    def _check(self, options: Mapping[str, int] | None, k: int) -> None:
+        if options:
+            kind = self._held.typical()
+            known = OPTIONS.values() if kind is None else kind.defaults(k)
+            check_options(f"FaissIndex({self.factory!r})", options, known)
+
+    def _settings(self, main: FactoryIndex, k: int, options: Mapping[str, int] | None) -> dict[str, int]:
+        return {**main.defaults(k), **self._tuned(k), **self._options, **(options or {})}
+
+    def _keyed(self, found: Neighbors, queries: Dense, k: int, allowed: IdSet | None) -> Neighbors:
+        """Row keys for positions, equal scores in the order of their keys; and the rows that wait."""
+        held = self._held
+        ids = held.rows.ids[found.ids] if len(held.rows.ids) else found.ids
         if ids.size and found.ids.min() < 0:
             ids[found.ids < 0] = -1
         found = Neighbors(ids, found.scores)
+        if len(held.tail):
+            return merge([found, held.tail.search(queries, k, allowed=allowed)], k)
         ordered = (found.scores[:, 1:] < found.scores[:, :-1]).all()
-        return found if ordered else merge([found], ids.shape[1])
+        return found if ordered else merge([found], k)
 
     def score(self, queries: Dense, ids: Ids, /) -> Dense:
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held.
@@ -332,59 +347,61 @@ class FaissIndex:
         """
         vectors = check_dense(queries, what="queries", dim=self.dim)
         pairs = check_pairs(ids, queries=len(vectors))
-        out = self._tail.score(vectors, pairs)
-        if self._main is not None and self._main.trained:
-            positions = self._rows.find(pairs.ravel())
+        held, main = self._held, self._held.ready
+        out = held.tail.score(vectors, pairs)
+        if main is not None:
+            positions = held.rows.find(pairs.ravel())
             here = np.flatnonzero(positions >= 0)
             asked = here // max(1, pairs.shape[1])
-            out.ravel()[here] = self._main.score(self._scaled(vectors), asked, positions[here])
+            out.ravel()[here] = main.score(held.scaled(vectors), asked, positions[here])
         return out
-
-    def _scaled(self, vectors: Dense) -> Dense:
-        return unit(vectors) if self.metric == "cosine" else vectors
 
     # Disk
 
     def save(self, path: Path, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
-        version = load("faiss", extra="faiss").__version__
-        with new_folder(path, _KIND, {"spec": dict(self.spec), "dim": self.dim, "faiss": version}) as folder:
-            np.save(folder / "ids.npy", self._rows.ids, allow_pickle=False)
-            np.save(folder / "alive.npy", self._rows.alive, allow_pickle=False)
-            self._tail.save(folder / "waiting")
-            if self._main is not None and self._main.trained:
-                self._main.write(folder / _FILE)
+        meta = {
+            "spec": dict(self.spec),
+            "dim": self.dim,
+            "faiss": load("faiss", extra="faiss").__version__,
+            "factory": self.factory,
+            "tuning": None if self.tuning is None else self.tuning.as_json(),
+        }
+        with new_folder(path, KIND, meta) as folder:
+            self._held.write(folder)
 
     @classmethod
-    def open(cls, path: Path, /, *, mmap: bool = False) -> Self:
+    def open(cls, path: Path, /, *, mmap: bool = False, verify: bool = True, device: str | None = None) -> Self:
         """Read what `save` wrote.
 
         Parameters
         ----------
         mmap
-            Leave FAISS's file on disk and map it into memory: opening takes no time and no room, and the checksums
-            are not read. What is added then waits in memory, searched exactly, until `compact`.
+            Leave FAISS's file on disk and map it into memory: opening takes little time and room. What is added
+            then waits in memory, searched exactly, until `compact`. An index whose lists are on disk
+            (`build_sharded`) is always opened so.
+        verify
+            Whether to read the checksums; sizes are checked always. A mapped folder is read once a process, and
+            again when a file has changed: see `read_verified`.
+        device
+            Another than it was saved with.
 
         Raises
         ------
         NotFound, NewerFormat, CorruptArtifact
         UnsupportedOperation
-            If this release of FAISS cannot map.
+            If this release of FAISS cannot map, or use this device.
         """
-        meta = read_folder(path, _KIND, checksums=not mmap)
+        meta = read_verified(path, KIND, verify=verify, once=mmap or lists_on_disk(path))
         try:
-            arguments: dict[str, Any] = dict(meta["spec"])
+            arguments: dict[str, Any] = {**meta["spec"], **({} if device is None else {"device": device})}
             del arguments["type"]
             index = cls(**arguments)
-            index._rows = Rows(*(np.load(path / name, allow_pickle=False) for name in ("ids.npy", "alive.npy")))
-            index._tail = FlatIndex.open(path / "waiting")
-            if meta["dim"] is not None:
-                index._main = index._built(meta["dim"])
+            index._held.read(path, dim=meta["dim"], factory=meta.get("factory", index.factory), mapped=mmap)
+            if meta.get("tuning") is not None:
+                index.tuning = TuneReport.from_json(meta["tuning"])
         except (KeyError, TypeError, ValueError, OSError) as error:
+            if isinstance(error, StorageError):
+                raise
             raise CorruptArtifact(f"{path} is no FaissIndex: {error}.", "Rebuild it.") from error
-        if index._main is not None and (path / _FILE).exists():
-            index._main.read(path / _FILE, mapped=mmap)
-            index._mapped = mmap
-        if index._main is not None and index._main.total != len(index._rows.ids):
-            raise CorruptArtifact(f"{path} has {len(index._rows.ids)} keys for other rows.", "Rebuild it.")
         return index

@@ -6,22 +6,37 @@ Shapes: n rows, d dimensions, k results, m positions.
 from __future__ import annotations
 
 import math
+import shutil
+import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reperio.embeddings import Dense
+from reperio.errors import CorruptArtifact
 from reperio.extras import load
 from reperio.indexes.rows import Positions
 
-__all__ = ["OPTIONS", "Layers"]
+__all__ = ["LISTS", "OPTIONS", "Layers"]
 
 Kind: TypeAlias = Literal["transform", "refine", "lists", "graph", "codes"]
 
+LISTS = ".ivfdata"
+"""Beside FAISS's own file: the lists of an index whose rows stay on disk."""
+
 OPTIONS = {"lists": "nprobe", "graph": "efSearch", "refine": "k_factor"}
 """The search option of each kind of layer."""
+
+_LINK = 4
+"""Bytes of a graph's link."""
+
+_KEY = 8
+"""Bytes of a row's number in a list, and of its place in the map back."""
 
 
 class Layers:
@@ -39,6 +54,7 @@ class Layers:
         self.parts: list[Any] = []
         self.kinds: list[Kind] = []
         self._made: dict[tuple[int, ...], Any] = {}
+        self._lock = threading.Lock()
         while index is not None:
             part = self._faiss.downcast_index(index)
             kind = self._kind(part)
@@ -46,6 +62,12 @@ class Layers:
             self.kinds.append(kind)
             index = {"transform": "index", "refine": "base_index"}.get(kind)
             index = index and getattr(part, index)
+        self.core = self.parts[-1]
+        """The layer that holds the rows."""
+        self.by_distance = bool(self.core.metric_type == self._faiss.METRIC_L2)
+        """Whether a smaller number of FAISS's is better."""
+        self.lists = int(self.core.nlist) if self.kinds[-1] == "lists" else 1
+        """Lists that the rows are in."""
 
     def _kind(self, part: Any) -> Kind:
         faiss = self._faiss
@@ -59,9 +81,9 @@ class Layers:
         return found[0] if found else "codes"
 
     @property
-    def core(self) -> Any:
-        """The layer that holds the rows."""
-        return self.parts[-1]
+    def total(self) -> int:
+        """n, all positions."""
+        return int(self.index.ntotal)
 
     @property
     def measured(self) -> set[int]:
@@ -75,6 +97,18 @@ class Layers:
         if self.kinds[0] == "refine":
             return isinstance(faiss.downcast_index(outer.refine_index), faiss.IndexFlat)
         return isinstance(outer, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat))
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory that a row takes: its codes, its links or its place in the lists, and what refines it."""
+        kind, refined = self.kinds[-1], sum(int(part.refine_index.sa_code_size()) for part in self._refining())
+        core = self._faiss.downcast_index(self.core.storage) if kind == "graph" else self.core
+        links = _LINK * int(self.core.hnsw.nb_neighbors(0) + 1) if kind == "graph" else 0
+        keys = _KEY * (1 + (self.kinds[0] != "refine")) if kind == "lists" else 0
+        return int(core.code_size) + links + keys + refined
+
+    def _refining(self) -> Iterator[Any]:
+        return (part for part, kind in zip(self.parts, self.kinds, strict=True) if kind == "refine")
 
     # Training
 
@@ -128,17 +162,58 @@ class Layers:
 
     # Searching
 
+    @property
+    def largest(self) -> dict[str, int]:
+        """The search options there are, and the values beyond which nothing more is found."""
+        total = max(1, self.total)
+        limits = {"lists": self.lists, "graph": total, "refine": total}
+        return {OPTIONS[kind]: limits[kind] for kind in self.kinds if kind in limits}
+
+    @cached_property
+    def selects(self) -> bool:
+        """Whether FAISS can keep to a set of positions in this index."""
+        selector = self._faiss.IDSelectorBitmap(np.ones(1, dtype=np.uint8))
+        nothing = np.zeros((1, self.index.d), dtype=np.float32)
+        try:
+            self.index.search(nothing, 1, params=self.parameters(self.defaults(1), selector))
+        except RuntimeError:
+            return False
+        return True
+
+    @cached_property
+    def row_cost(self) -> float:
+        """What comparing a query with a row costs, in distances between two vectors."""
+        faiss = self._faiss
+        if isinstance(self.core, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat)):
+            return 1.0
+        return 0.02 if "FastScan" in type(self.core).__name__ else 0.3
+
+    @cached_property
+    def plain(self) -> Any:
+        """The vectors themselves, as FAISS scans them; None where there are only codes."""
+        faiss = self._faiss
+        held = self.core.storage if self.kinds[-1] == "graph" else self.core
+        held = faiss.downcast_index(self.parts[0].refine_index if self.kinds[0] == "refine" else held)
+        return held if isinstance(held, faiss.IndexFlat) and "refine" not in self.kinds[1:] else None
+
     def defaults(self, k: int) -> dict[str, int]:
         """The search options there are, and their values for k results."""
         found: dict[str, int] = {}
         for part, kind in zip(self.parts, self.kinds, strict=True):
             if kind == "lists":
-                found["nprobe"] = min(part.nlist, max(8, math.isqrt(part.nlist)))
+                found["nprobe"] = min(part.nlist, max(16, 3 * math.isqrt(part.nlist)))
             elif kind == "graph":
-                found["efSearch"] = max(64, 2 * k)
+                found["efSearch"] = max(128, 2 * k)
             elif kind == "refine":
-                found["k_factor"] = 8
+                found["k_factor"] = max(8, math.ceil(80 / k))
         return found
+
+    def search(
+        self, queries: Dense, k: int, options: Mapping[str, int], selector: Any = None
+    ) -> tuple[NDArray[np.float32], Positions]:
+        """FAISS's own search: scores, a distance negated, and positions, ``-1`` where it found none, ``(q, k)``."""
+        scores, ids = self.index.search(queries, k, params=self.parameters(options, selector))
+        return (0 - scores if self.by_distance else scores), ids
 
     def parameters(self, options: Mapping[str, int], selector: Any = None) -> Any:
         """FAISS's parameters of one search, layer by layer: nothing in the index itself changes.
@@ -181,6 +256,10 @@ class Layers:
 
     def decode(self, positions: Positions) -> Dense:
         """The vectors at positions as they are kept, ``(m, d)``; behind an outermost transform, transformed."""
+        if self.on_disk:
+            with self._lock:
+                if self.core.direct_map.no():
+                    self.core.make_direct_map()
         source = self.parts[1] if self.kinds[0] == "transform" else self.parts[0]
         out: Dense = source.reconstruct_batch(positions)
         return out
@@ -191,3 +270,46 @@ class Layers:
             for step in self._steps():
                 queries = step.apply(queries)
         return np.ascontiguousarray(queries)
+
+    # Lists on disk
+
+    @cached_property
+    def on_disk(self) -> bool:
+        """Whether the rows are in lists on disk, in a file of their own."""
+        lists = self._faiss.downcast_InvertedLists(self.core.invlists) if self.kinds[-1] == "lists" else None
+        return isinstance(lists, self._faiss.OnDiskInvertedLists) and bool(lists.filename)
+
+    def attach(self, lists: Any, total: int) -> None:
+        """Take lists on disk in place of its own; it holds them from now on."""
+        self.core.replace_invlists(lists, True)
+        lists.this.disown()
+        self.index.ntotal = self.core.ntotal = total
+        self.__dict__.pop("on_disk", None)
+
+    def map_lists(self, path: Path) -> None:
+        """Map lists that FAISS's file only describes.
+
+        By hand, for FAISS would look where they were written, or print where it looks.
+
+        Raises
+        ------
+        CorruptArtifact
+            If the file is shorter than described.
+        """
+        lists = self._faiss.downcast_InvertedLists(self.core.invlists)
+        if not isinstance(lists, self._faiss.OnDiskInvertedLists) or lists.totsize != path.stat().st_size:
+            raise CorruptArtifact(f"{path} is not what its index describes.", "Rebuild it.")
+        lists.filename, lists.read_only = str(path), True
+        if lists.totsize:
+            lists.do_mmap()
+
+    def write_beside(self, path: Path) -> None:
+        """Write FAISS's file without the lists, and these beside it."""
+        lists = self._faiss.downcast_InvertedLists(self.core.invlists)
+        where, lists.filename = lists.filename, path.with_suffix(LISTS).name
+        try:
+            self._faiss.write_index(self.index, str(path))
+        finally:
+            lists.filename = where
+        if path.with_suffix(LISTS) != Path(where):
+            shutil.copyfile(where, path.with_suffix(LISTS))

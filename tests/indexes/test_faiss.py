@@ -347,6 +347,7 @@ def test_it_declares_whether_scores_are_exact(factory: str, lossless: bool) -> N
 
 def test_its_specification_keeps_every_argument() -> None:
     given = {"factory": "IVF16,Flat", "metric": "l2", "train_size": 99, "seed": 4, "options": {"nprobe": 3}}
+    given |= {"recall": 0.9, "device": "cpu"}
     index = FaissIndex(**given)
     assert index.spec == {"type": "FaissIndex", **given}
     assert build(index.spec).spec == index.spec
@@ -368,7 +369,7 @@ def test_a_row_that_faiss_fails_to_take_is_not_there(monkeypatch: pytest.MonkeyP
         append(self, vectors)
 
     monkeypatch.setattr(FactoryIndex, "append", fail_at_the_second)
-    monkeypatch.setattr("reperio.indexes.faiss._CHUNK", 100)
+    monkeypatch.setattr("reperio.indexes.growing._CHUNK", 100)
     with pytest.raises(MemoryError):
         index.add(np.arange(100, 400), rows[100:400])
     np.testing.assert_array_equal(index.ids, np.arange(200))
@@ -443,7 +444,7 @@ def test_a_mapped_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "index" / "index.faiss"
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(CorruptArtifact, match="FAISS cannot read"):
-        FaissIndex.open(tmp_path / "index", mmap=True)
+        FaissIndex.open(tmp_path / "index", mmap=True, verify=False)
 
 
 # Compacting

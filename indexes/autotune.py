@@ -1,0 +1,359 @@
+"""Tune a search on the data itself: the cheapest options that reach a recall, measured.
+
+Shapes: q queries, d dimensions, k results.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from reperio.embeddings import Dense, IdSet
+from reperio.errors import InvalidInput, UnsupportedOperation
+from reperio.indexes.presets import check_recall
+from reperio.protocols import Index
+from reperio.types import Neighbors
+
+__all__ = ["OperatingPoint", "Tunable", "TuneReport", "autotune"]
+
+_STEP = 1.05
+"""The chosen value is at most so many times the least that reaches the recall."""
+
+_SETTLED = 2e-3
+"""A recall that rises by less, twice over, has reached what it can."""
+
+_TURNS = 5
+"""Times that the best points of each refinement are timed again."""
+
+_ASKED = 512
+_FEWEST = 64
+_TUNED_FROM = 1024
+"""Rows held out to tune by, at most and at least, and rows from which there is something to tune."""
+
+_IN_HAND = 0.25
+"""Share of what a recall lacks that is added to it while the index grows: for rows still to come, and for chance."""
+
+_TIE = 1e-5
+"""A row whose score is so near the k-th best is as good as it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Search options, and what they gave.
+
+    Attributes
+    ----------
+    options
+        Values by name.
+    recall
+        Share of the k best rows that were found, the mean over all queries.
+    milliseconds
+        Of one query, asked in a batch of all.
+    """
+
+    options: dict[str, int]
+    recall: float
+    milliseconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TuneReport:
+    """What an autotuner measured and what it chose; its text is a table.
+
+    Attributes
+    ----------
+    factory
+        The index.
+    rows, row_bytes
+        How many it held, and the memory that each takes.
+    queries, k
+        How many were asked, for how many results.
+    target
+        The recall asked for.
+    chosen
+        The point in force: the quickest that reaches the target, or the best there is.
+    points
+        All that were measured, by options.
+    """
+
+    factory: str
+    rows: int
+    row_bytes: int
+    queries: int
+    k: int
+    target: float
+    chosen: OperatingPoint
+    points: tuple[OperatingPoint, ...] = field(repr=False)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the point chosen has the recall asked for."""
+        return self.chosen.recall >= self.target
+
+    def options_for(self, k: int, rows: int) -> dict[str, int]:
+        """The options chosen, fitted to another number of results, and to rows that have come since.
+
+        As many rows are scored again for few results as for the k that was tuned for. Where rows lie denser, an
+        estimate is wrong by as many more of them.
+        """
+        out, more, grown = dict(self.chosen.options), max(1.0, k / self.k), max(1.0, rows / max(1, self.rows))
+        if "k_factor" in out:
+            out["k_factor"] = math.ceil(out["k_factor"] * grown * max(1.0, self.k / k))
+        if "nprobe" in out:
+            out["nprobe"] = math.ceil(out["nprobe"] * math.sqrt(more))
+        if "efSearch" in out:
+            out["efSearch"] = max(math.ceil(out["efSearch"] * math.sqrt(grown)), 2 * k if more > 1 else 0)
+        return out
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `as_json`."""
+        points = tuple(OperatingPoint(**point) for point in data["points"])
+        return cls(**{**data, "chosen": OperatingPoint(**data["chosen"]), "points": points})
+
+    def __str__(self) -> str:
+        names = list(self.chosen.options)
+        verdict = "reached" if self.reached else "NOT reached"
+        lines = [
+            f"{self.factory}: {self.rows} rows of {self.row_bytes} bytes; {self.queries} queries, "
+            f"recall@{self.k} {self.target:g} {verdict}",
+            "  ".join(["  ", *(f"{name:>8}" for name in names), "recall", "ms a query"]),
+        ]
+        for point in self.points:
+            mark = "->" if point == self.chosen else "  "
+            values = (f"{point.options[name]:>8}" for name in names)
+            lines.append("  ".join([mark, *values, f"{point.recall:.4f}", f"{point.milliseconds:10.4f}"]))
+        return "\n".join(lines)
+
+
+class Tunable(Protocol):
+    """An index whose search has options to be tuned."""
+
+    tuning: TuneReport | None
+
+    def __len__(self) -> int: ...
+
+    @property
+    def factory(self) -> str: ...
+
+    @property
+    def widest(self) -> dict[str, int]:
+        """The search options there are, and the values beyond which nothing more is found."""
+        ...
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    def exact(self, queries: Dense, k: int, /, *, allowed: IdSet | None = None) -> Neighbors: ...
+
+    def score(self, queries: Dense, ids: Any, /) -> Dense: ...
+
+    def search(
+        self, queries: Dense, k: int, /, *, allowed: IdSet | None = None, options: Mapping[str, int] | None = None
+    ) -> Neighbors: ...
+
+
+def autotune(
+    index: Tunable, queries: Dense, *, recall: float = 0.95, k: int = 10, exact: Index[Dense] | None = None
+) -> TuneReport:
+    """Find the quickest search options that reach a recall on these queries, and set them in the index.
+
+    One option is searched by doubling and then by halves, as recall rises with it; of several, the refinement is
+    doubled and the others are searched for each. The index keeps the report as ``index.tuning``, in its saved
+    folder too; options given to its constructor or to a search go before it.
+
+    Parameters
+    ----------
+    index
+        A `FaissIndex` that holds rows.
+    queries
+        What will be asked, ``(q, d)``: real queries are best; some hundred are enough. Rows that the index holds
+        are no fair queries: a graph found 0.98 of their neighbours where it found 0.91 of others'.
+    recall
+        Share of the k best rows to be found.
+    k
+        Results for each query.
+    exact
+        An exact index of the same rows to be judged by. If not given, the index is judged by its own rows as it
+        keeps them: for one that is not `lossless`, by what its codes can tell.
+
+    Returns
+    -------
+    TuneReport
+        Every point measured, and the one chosen; where none reaches the recall, the one that comes nearest.
+
+    Raises
+    ------
+    ConfigurationError
+        A recall that is no share.
+    InvalidInput
+        No queries, or an index without rows.
+
+    Examples
+    --------
+    >>> from reperio.indexes import FaissIndex
+    >>> rows = np.random.default_rng(0).standard_normal((500, 8), dtype=np.float32)
+    >>> index = FaissIndex("HNSW8")
+    >>> index.add(np.arange(400), rows[:400])
+    >>> autotune(index, rows[400:], recall=0.9).reached
+    True
+    """
+    check_recall(recall)
+    if not len(queries) or not len(index):
+        raise InvalidInput(f"There are {len(queries)} queries and {len(index)} rows to tune on.", "Add some first.")
+    trial = _Trial(index, queries, k, exact)
+    limits = index.widest
+    if "k_factor" in limits:
+        limits["k_factor"] = max(1, limits["k_factor"] // k)
+    found = list(_explore(trial, recall, limits))
+    enough = [point for point in found if point.recall >= recall]
+    best = trial.quickest(enough) if enough else max(found, key=lambda point: point.recall)
+    points = tuple(sorted(trial.points.values(), key=lambda p: tuple(p.options.values())))
+    report = TuneReport(index.factory, len(index), index.row_bytes, len(queries), k, recall, best, points)
+    index.tuning = report
+    return report
+
+
+class Tuner:
+    """Tunes an index while it grows, by rows that it does not hold yet.
+
+    Parameters
+    ----------
+    index
+        The index.
+    recall
+        To be reached.
+    seed
+        Of the choice of rows.
+    """
+
+    def __init__(self, index: Tunable, recall: float, *, seed: int) -> None:
+        self._index, self._recall, self._seed = index, recall, seed
+
+    def held_back(self, held: int, coming: int) -> int:
+        """How many of the rows that come are to wait until the others have been searched; 0 most of the time."""
+        last = 0 if self._index.tuning is None else self._index.tuning.rows
+        if coming < _FEWEST or held + coming < max(_TUNED_FROM, 2 * last):
+            return 0
+        return min(coming, max(_ASKED, (held + coming) // 4))
+
+    def tune(self, candidates: Dense) -> None:
+        """Ask for some rows that the index does not hold, and keep what is learnt from it."""
+        if len(candidates):
+            size = min(_ASKED, len(candidates))
+            chosen = np.random.default_rng(self._seed).choice(len(candidates), size, replace=False)
+            recall = self._recall + _IN_HAND * (1 - self._recall)
+            autotune(self._index, candidates[chosen], recall=recall)
+
+
+class _Trial:
+    """One set of queries with the rows they should find."""
+
+    def __init__(self, index: Tunable, queries: Dense, k: int, exact: Index[Dense] | None) -> None:
+        self.points: dict[tuple[int, ...], OperatingPoint] = {}
+        self._index, self._queries, self._k = index, queries, k
+        truth = index.exact(queries, k) if exact is None else exact.search(queries, k)
+        self._wanted = truth.ids
+        self._score: Callable[[Dense, Any], Dense] = index.score if exact is None else exact.score
+        held = np.where(truth.ids >= 0, truth.scores, np.inf)
+        self._floor = held.min(axis=1, keepdims=True)
+
+    def __call__(self, options: Mapping[str, int]) -> OperatingPoint:
+        """Measure once; the same options again are not."""
+        setting = tuple(options.values())
+        if setting not in self.points:
+            seconds: list[float] = []
+            while len(seconds) < 3 and sum(seconds) < 0.2:
+                start = time.perf_counter()
+                found = self._index.search(self._queries, self._k, options=options)
+                seconds.append(time.perf_counter() - start)
+            milliseconds = min(seconds) / len(self._queries) * 1e3
+            self.points[setting] = OperatingPoint(dict(options), self._recall(found), milliseconds)
+        return self.points[setting]
+
+    def quickest(self, points: Sequence[OperatingPoint]) -> OperatingPoint:
+        """The one that takes least, all timed in turns, so that what else a machine does falls on each alike."""
+        times = [point.milliseconds for point in points]
+        for _ in range(_TURNS if len(points) > 1 else 0):
+            for i, point in enumerate(points):
+                start = time.perf_counter()
+                self._index.search(self._queries, self._k, options=point.options)
+                times[i] = min(times[i], (time.perf_counter() - start) / len(self._queries) * 1e3)
+        for milliseconds, point in zip(times, points, strict=True):
+            self.points[tuple(point.options.values())] = replace(point, milliseconds=milliseconds)
+        return self.points[tuple(points[int(np.argmin(times))].options.values())]
+
+    def _recall(self, found: Neighbors) -> float:
+        """Share of the wanted rows found; one that is tied with the k-th best is as good."""
+        hits = (found.ids[:, :, None] == self._wanted[:, None, :]).any(axis=2) & (found.ids >= 0)
+        try:
+            scores = self._score(self._queries, found.ids)
+        except UnsupportedOperation:  # codes that cannot be scored: then tied rows are other rows
+            pass
+        else:
+            hits |= (found.ids >= 0) & (scores >= self._floor - _TIE * np.maximum(1, np.abs(self._floor)))
+        return float(hits.sum() / max(1, (self._wanted >= 0).sum()))
+
+
+def _explore(trial: _Trial, recall: float, limits: Mapping[str, int]) -> Iterator[OperatingPoint]:
+    """Points that reach the recall, or are as far as it goes."""
+    if not limits:
+        yield trial({})
+        return
+    *outer, last = limits
+    if not outer:
+        yield _least(trial, recall, {}, last, limits[last])
+        return
+    slower = 0
+    best = math.inf
+    for value in _doubled(limits[outer[0]]):
+        point = _least(trial, recall, {outer[0]: value}, last, limits[last])
+        yield point
+        if point.recall >= recall:
+            slower = slower + 1 if point.milliseconds >= best else 0
+            best = min(best, point.milliseconds)
+        if slower == 2:
+            return
+
+
+def _doubled(limit: int) -> Iterator[int]:
+    """1, 2, 4, … and the limit."""
+    yield from takewhile(lambda value: value < limit, (1 << i for i in range(limit.bit_length())))
+    yield limit
+
+
+def _least(trial: _Trial, recall: float, fixed: Mapping[str, int], name: str, limit: int) -> OperatingPoint:
+    """The least value of an option that reaches the recall; if none does, one beyond which it hardly rises."""
+    low, flat = 0, 0
+    point = trial({**fixed, name: 1})
+    for value in _doubled(limit):
+        before, point = point, trial({**fixed, name: value})
+        if point.recall >= recall:
+            return _between(trial, recall, point, name, low)
+        flat = flat + 1 if point.recall - before.recall < _SETTLED and value > 1 else 0
+        if flat == 2 and fixed:  # what the outer option lets through, this one has found
+            break
+        low = value
+    return point
+
+
+def _between(trial: _Trial, recall: float, reached: OperatingPoint, name: str, low: int) -> OperatingPoint:
+    """Halve the way between a value that is too low and one that reaches the recall."""
+    while reached.options[name] > max(low + 1, _STEP * low):
+        middle = (low + reached.options[name]) // 2
+        point = trial({**reached.options, name: middle})
+        if point.recall >= recall:
+            reached = point
+        else:
+            low = middle
+    return reached

@@ -1,0 +1,410 @@
+"""Binary codes: one bit for each dimension, compared by their Hamming distance.
+
+Shapes: q queries, n rows, d dimensions, k results, b bytes of a code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio.artifacts import disk_errors, new_folder, read_folder
+from reperio.embeddings import Dense, Ids, IdSet, check_dense
+from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
+from reperio.extras import load
+from reperio.indexes.chosen import Chosen, KeyedRows
+from reperio.indexes.flat import FlatIndex
+from reperio.indexes.growing import check_options
+from reperio.indexes.hamming import Codes, apart, encoded, nearest
+from reperio.indexes.rows import Positions, check_ids, check_k, check_pairs, grown, merge, pad
+from reperio.protocols import Spec
+from reperio.types import Neighbors
+
+__all__ = ["BinaryIndex", "Calibration"]
+
+Calibration: TypeAlias = Literal["sign", "median"]
+"""Where a dimension is cut in two: at zero, or at its median over a sample, which is kept."""
+
+_KIND = "binary-index"
+_FILE = "index.faissbinary"
+_PER_CENTROID = 64
+_LEAST = 4096
+"""Training vectors for each centroid, and at the least."""
+
+_CELLS = 1 << 26
+"""Bytes gathered at a time."""
+
+
+class BinaryIndex:
+    """Search by one bit a dimension: 32 times smaller than the vectors, and coarse.
+
+    A vector becomes the signs of its components, or on which side of their medians they lie; the score of two is
+    1 - 2h/d for a Hamming distance h, the cosine of vectors of plus and minus ones. Codes are compared one with
+    another, never with what they came from. Of the ten best of 30,000 passages (384 dimensions) ten results hold
+    six and a hundred hold all but three in a hundred: search for some times k here, then score by the vectors.
+
+    Parameters
+    ----------
+    factory
+        ``"BFlat"``: every code is compared. ``"BHNSW32"``, ``"BIVF256"``: only those that a graph or lists lead to;
+        their links or lists are kept beside the codes. A filter is met by comparing every code that passes.
+    calibration
+        ``"sign"``, or ``"median"`` where components are not centred: the medians are learnt from a sample, and until
+        there is one, signs are compared.
+    train_size
+        Vectors to learn from; if not given 64 for each list, and at least 4096.
+    seed
+        Of the sample and of k-means.
+    options
+        Search options: ``nprobe`` (3√nlist, at least 16), ``efSearch`` (128, or twice k).
+
+    Raises
+    ------
+    ConfigurationError
+        Unknown factory, calibration or option; a number that is not positive.
+
+    Notes
+    -----
+    Charikar: Similarity estimation techniques from rounding algorithms. STOC 2002. Of several rows tied at the k-th
+    place, the first added are among the results.
+
+    Examples
+    --------
+    >>> index = BinaryIndex()
+    >>> index.add(np.array([7, 9]), np.array([[1, 2, -3, 4], [-1, 2, 3, 4]], dtype=np.float32))
+    >>> index.search(np.array([[5, 1, -1, 1]], dtype=np.float32), 2).scores.tolist()
+    [[1.0, 0.0]]
+    """
+
+    lossless = False
+    lowest = -1.0
+
+    def __init__(
+        self,
+        factory: str = "BFlat",
+        *,
+        calibration: Calibration = "sign",
+        train_size: int | None = None,
+        seed: int = 0,
+        options: Mapping[str, int] | None = None,
+    ) -> None:
+        if calibration not in get_args(Calibration):
+            raise ConfigurationError(f"There is no calibration {calibration!r}.", "Choose 'sign' or 'median'.")
+        if train_size is not None and train_size < 1:
+            raise ConfigurationError(f"train_size is {train_size}.", "Give a positive number, or None.")
+        self.factory, self.train_size, self.seed = factory, train_size, seed
+        self.calibration: Calibration = calibration
+        self.options = dict(options or {})
+        self._faiss = load("faiss", extra="faiss")
+        self._lists = int(getattr(self._made(64), "nlist", 0))
+        self._check(self.options)
+        self._rows = KeyedRows()
+        self._codes: Codes = np.empty((0, 0), dtype=np.uint8)
+        self._cuts: Dense | None = None  # None until learnt
+        self._walk: Any = None
+        self._waiting = FlatIndex("ip")
+        self._dim: int | None = None
+
+    def _made(self, bits: int) -> Any:
+        """An empty graph or lists; None where every code is compared."""
+        try:
+            made = self._faiss.index_binary_factory(bits, self.factory)
+        except RuntimeError as error:
+            problem = f"FAISS cannot build {self.factory!r}."
+            raise ConfigurationError(problem, "Choose 'BFlat', 'BHNSW32' or 'BIVF256'.") from error
+        faiss, clustering = self._faiss, getattr(made, "cp", None)
+        if clustering is not None:
+            clustering.seed, clustering.min_points_per_centroid = self.seed, 1
+        if isinstance(made, (faiss.IndexBinaryHNSW, faiss.IndexBinaryIVF)):
+            return made
+        if type(made) is not faiss.IndexBinaryFlat:
+            raise ConfigurationError(f"{self.factory!r} is another kind.", "Choose 'BFlat', 'BHNSW32' or 'BIVF256'.")
+        return None
+
+    def _check(self, options: Mapping[str, int]) -> None:
+        check_options(f"BinaryIndex({self.factory!r})", options, self._defaults(1))
+
+    def _defaults(self, k: int) -> dict[str, int]:
+        if self._lists:
+            return {"nprobe": min(self._lists, max(16, 3 * math.isqrt(self._lists)))}
+        return {"efSearch": max(128, 2 * k)} if self.factory.startswith("BHNSW") else {}
+
+    @property
+    def spec(self) -> Spec:
+        """How to build this index again, empty."""
+        return {
+            "type": "BinaryIndex",
+            "factory": self.factory,
+            "calibration": self.calibration,
+            "train_size": self.train_size,
+            "seed": self.seed,
+            "options": self.options or None,
+        }
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._waiting)
+
+    @property
+    def ids(self) -> IdSet:
+        """Every row key held, ``(n,)``, sorted."""
+        return np.sort(np.concatenate([self._rows.ids[self._rows.alive], self._waiting.ids]))
+
+    def _encoded(self, vectors: Dense) -> Codes:
+        return encoded(vectors, self._cuts)
+
+    # Training
+
+    @property
+    def training_size(self) -> int:
+        """How many vectors `train` wants; 0 where nothing is to be learnt (any more)."""
+        if self._learns_cuts or (self._lists and self._walk is None):
+            return self.train_size or max(_LEAST, _PER_CENTROID * self._lists)
+        return 0
+
+    @property
+    def _learns_cuts(self) -> bool:
+        return self.calibration == "median" and self._cuts is None
+
+    def train(self, sample: Dense, /) -> None:
+        """Learn medians and lists from a random sample of what will be held, then take in the rows that wait.
+
+        Raises
+        ------
+        UnsupportedOperation, ShapeError
+            If there is nothing to be learnt, or it was already; fewer vectors than lists, or wrong ones.
+        """
+        vectors = check_dense(sample, what="sample", dim=self._dim)
+        if not self.training_size:
+            raise UnsupportedOperation(f"BinaryIndex({self.factory!r}) has nothing to learn.", "Add rows to it.")
+        if len(vectors) < max(1, self._lists):
+            problem = f"The sample has {len(vectors)} vectors, {self.factory!r} learns {self._lists} lists."
+            raise ShapeError(problem, f"Give {self.training_size}.")
+        if self._learns_cuts:
+            self._cuts = np.median(vectors, axis=0).astype(np.float32)
+        self._dim = vectors.shape[1]
+        self._link(self._encoded(vectors))
+        waiting, self._waiting = self._waiting, FlatIndex("ip")
+        if len(waiting):
+            self._append(waiting.ids, self._encoded(waiting.vectors))
+
+    def _link(self, sample: Codes) -> None:
+        """Make the graph or the lists, and fill them with what is held."""
+        made = self._made(8 * sample.shape[1])
+        if made is not None:
+            if self._lists:
+                made.train(sample)
+            if self._size:
+                made.add(self._codes[: self._size])
+        self._walk = made
+
+    @property
+    def _size(self) -> int:
+        return len(self._rows.ids)
+
+    # Rows
+
+    def add(self, ids: Ids, embeddings: Dense, /) -> None:
+        """Insert or replace rows.
+
+        Raises
+        ------
+        ShapeError, InvalidInput
+            Other dimensions than before, NaN or infinity, not one id a row; a negative id, or one that comes twice.
+        """
+        vectors = check_dense(embeddings, what="embeddings", dim=self._dim)
+        ids = check_ids(ids, rows=len(vectors))
+        if not len(ids):
+            return
+        if self._learns_cuts:
+            self._waiting.add(ids, vectors)
+            self._dim = vectors.shape[1]
+            if len(self._waiting) >= self.training_size:
+                self.train(self._drawn(self._waiting.vectors))
+            return
+        codes = self._encoded(vectors)
+        if self._walk is None and self._size + len(codes) >= self.training_size:
+            held = self._codes[: self._size].reshape(-1, codes.shape[1])
+            self._link(self._drawn(np.concatenate([held, codes])))
+        self._append(ids, codes)
+        self._dim = vectors.shape[1]
+
+    def _drawn(self, rows: Any) -> Any:
+        """A random sample to learn from."""
+        size = min(len(rows), self.training_size) or len(rows)
+        return rows[np.sort(np.random.default_rng(self.seed).choice(len(rows), size, replace=False))]
+
+    def _append(self, ids: Ids, codes: Codes) -> None:
+        start, size = self._size, self._size + len(ids)
+        self._codes = grown(self._codes if start else self._codes.reshape(0, codes.shape[1]), size)
+        self._codes[start:size] = codes
+        if self._walk is not None:
+            try:
+                self._walk.add(codes)
+            except BaseException:
+                self._rows.bury(int(self._walk.ntotal))
+                raise
+        self._rows.append(ids)
+
+    def remove(self, ids: Ids, /) -> int:
+        """Take rows away; returns how many were there."""
+        gone = np.unique(np.asarray(ids, dtype=np.int64))
+        return self._rows.remove(gone) + self._waiting.remove(gone)
+
+    def compact(self) -> None:
+        """Give back the positions of rows removed or replaced."""
+        alive = np.flatnonzero(self._rows.alive)
+        alive = alive[np.argsort(self._rows.ids[alive])]
+        self._codes, self._rows = self._codes[alive], KeyedRows(self._rows.ids[alive])
+        if self._walk is not None:
+            self._walk.reset()
+            self._walk.add(self._codes)
+
+    # Searching
+
+    def search(
+        self, queries: Dense, k: int, /, *, allowed: IdSet | None = None, options: Mapping[str, int] | None = None
+    ) -> Neighbors:
+        """The k best rows for each query, among ``allowed`` if given: always min(k, allowed held) of them.
+
+        Raises
+        ------
+        InvalidInput, ShapeError, ConfigurationError
+            k is not positive; queries of other dimensions, NaN or infinity; an option that the factory has not.
+        """
+        check_k(k)
+        vectors = check_dense(queries, what="queries", dim=self._dim)
+        self._check(options or {})
+        settings = {**self._defaults(k), **self.options, **(options or {})}
+        return self._found(self._encoded(vectors), k, allowed, settings if allowed is None else None)
+
+    def exact(self, queries: Dense, k: int, /, *, allowed: IdSet | None = None) -> Neighbors:
+        """The twin of `search` that compares every code."""
+        check_k(k)
+        return self._found(self._encoded(check_dense(queries, what="queries", dim=self._dim)), k, allowed, None)
+
+    def _found(self, codes: Codes, k: int, allowed: IdSet | None, settings: Mapping[str, int] | None) -> Neighbors:
+        """By FAISS's graph or lists where there are settings for them, else by comparing every code that passes."""
+        if len(self._waiting):
+            return self._among_waiting(codes, k, allowed)
+        chosen = self._rows.chosen(allowed)
+        held = self._size if chosen is None else len(chosen)
+        if self._walk is None or settings is None or 2 * held < self._size:
+            found = self._compared(codes, k, None if chosen is None else chosen.positions)
+        else:
+            found = self._walked(codes, k, chosen, settings)
+        ids = np.where(found.ids >= 0, self._rows.ids[found.ids], -1) if found.ids.size else found.ids
+        found = merge([Neighbors(ids, found.scores)], k)
+        return pad(found.ids, found.scores, k)
+
+    def _among_waiting(self, codes: Codes, k: int, allowed: IdSet | None) -> Neighbors:
+        ids, held = self._waiting.ids, self._encoded(self._waiting.vectors)
+        kept = np.arange(len(ids)) if allowed is None else np.flatnonzero(np.isin(ids, allowed))
+        found = self._nearest(codes, held[kept], k)
+        return pad(ids[kept[found.ids]], found.scores, k)
+
+    def _compared(self, codes: Codes, k: int, positions: Positions | None) -> Neighbors:
+        """The best of all positions, or of those given."""
+        held, step = self._codes[: self._size], max(1, _CELLS // max(1, codes.shape[1]))
+        if positions is None:
+            return self._nearest(codes, held, k)
+        parts: list[Neighbors] = []
+        for start in range(0, max(1, len(positions)), step):
+            part = positions[start : start + step]
+            near = self._nearest(codes, held[part], k)
+            parts.append(Neighbors(part[near.ids], near.scores))
+        return merge(parts, k)
+
+    def _nearest(self, codes: Codes, held: Codes, k: int) -> Neighbors:
+        places, distances = nearest(codes, held, k)
+        return Neighbors(places, self._scores(distances))
+
+    def _walked(self, codes: Codes, k: int, living: Chosen | None, options: Mapping[str, int]) -> Neighbors:
+        """What FAISS's graph or lists lead to; where they lead to too few, every code is compared."""
+        want = min(k, self._size if living is None else len(living))
+        if not want or not len(codes):
+            return self._compared(codes, k, None)
+        fetch = want if living is None else min(self._size, 2 * want + 32)
+        kind = self._faiss.SearchParametersIVF if self._lists else self._faiss.SearchParametersHNSW
+        distances, ids = self._walk.search(codes, fetch, params=kind(**options))
+        passing = ids >= 0 if living is None else (ids >= 0) & living.mask[ids]
+        order = np.argsort(~passing, axis=1, kind="stable")[:, :want]
+        ids, scores = np.take_along_axis(ids, order, axis=1), self._scores(np.take_along_axis(distances, order, axis=1))
+        short = np.flatnonzero(passing.sum(axis=1) < want)
+        if len(short):
+            again = self._compared(codes[short], want, None if living is None else living.positions)
+            ids[short], scores[short] = again.ids, again.scores
+        return Neighbors(ids, scores)
+
+    def _scores(self, distances: NDArray[Any]) -> Dense:
+        """A cosine for each Hamming distance."""
+        out: Dense = np.float32(1) - distances.astype(np.float32) * np.float32(2 / max(1, self._dim or 1))
+        return out
+
+    def score(self, queries: Dense, ids: Ids, /) -> Dense:
+        """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""
+        vectors = check_dense(queries, what="queries", dim=self._dim)
+        pairs = check_pairs(ids, queries=len(vectors))
+        out = np.full(pairs.size, -np.inf, dtype=np.float32)
+        waits = len(self._waiting) > 0
+        keys = KeyedRows(self._waiting.ids) if waits else self._rows
+        held = self._encoded(self._waiting.vectors) if waits else self._codes
+        found = keys.find(pairs.ravel())
+        here = np.flatnonzero(found >= 0)
+        asked = self._encoded(vectors)[here // max(1, pairs.shape[1])]
+        if len(here):
+            out[here] = self._scores(apart(asked, held[found[here]]))
+        return out.reshape(pairs.shape)
+
+    # Disk
+
+    def save(self, path: Path, /) -> None:
+        """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
+        learnt = self._walk is not None
+        with new_folder(path, _KIND, {"spec": dict(self.spec), "dim": self._dim, "learnt": learnt}) as folder:
+            np.save(folder / "ids.npy", self._rows.ids, allow_pickle=False)
+            np.save(folder / "alive.npy", self._rows.alive, allow_pickle=False)
+            np.save(folder / "codes.npy", self._codes[: self._size], allow_pickle=False)
+            if self._cuts is not None:
+                np.save(folder / "cuts.npy", self._cuts, allow_pickle=False)
+            self._waiting.save(folder / "waiting")
+            if learnt:
+                with disk_errors(folder):
+                    (folder / _FILE).write_bytes(self._faiss.serialize_index_binary(self._walk).tobytes())
+
+    @classmethod
+    def open(cls, path: Path, /, *, mmap: bool = False) -> Self:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        mmap
+            Leave the codes on disk and map them into memory, until rows are added.
+
+        Raises
+        ------
+        NotFound, NewerFormat, CorruptArtifact
+        """
+        meta = read_folder(path, _KIND)
+        try:
+            arguments: dict[str, Any] = dict(meta["spec"])
+            del arguments["type"]
+            index = cls(**arguments)
+            index._dim = meta["dim"]
+            index._rows = KeyedRows(*(np.load(path / name, allow_pickle=False) for name in ("ids.npy", "alive.npy")))
+            index._codes = np.load(path / "codes.npy", mmap_mode="c" if mmap else None, allow_pickle=False)
+            if (path / "cuts.npy").exists():
+                index._cuts = np.load(path / "cuts.npy", allow_pickle=False)
+            index._waiting = FlatIndex.open(path / "waiting")
+            if meta["learnt"]:
+                stored = np.frombuffer((path / _FILE).read_bytes(), dtype=np.uint8)
+                index._walk = index._faiss.deserialize_index_binary(stored)
+        except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+            raise CorruptArtifact(f"{path} is no BinaryIndex: {error}.", "Rebuild it.") from error
+        if len(index._codes) != index._size:
+            raise CorruptArtifact(f"{path} has {index._size} keys for {len(index._codes)} codes.", "Rebuild it.")
+        return index

@@ -1,0 +1,75 @@
+"""Binary codes keep the contract; their recall is what one bit a dimension can give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+import pytest
+
+from reperio.embeddings import Dense
+from reperio.indexes import BinaryIndex
+from reperio.testing.index import QUERIES, ROWS, IndexContract, clustered
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """FAISS links a graph in an order that depends on its threads; small work is quicker in one."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+class BinaryContract(IndexContract):
+    recall_floor = 0.45
+
+    @pytest.fixture
+    def embeddings(self) -> Dense:
+        """Wide enough for codes to tell rows apart."""
+        return clustered(ROWS + QUERIES, 512)
+
+
+class TestBFlat(BinaryContract):
+    @pytest.fixture
+    def index(self) -> BinaryIndex:
+        return BinaryIndex()
+
+
+class TestBFlatMedian(BinaryContract):
+    @pytest.fixture
+    def index(self) -> BinaryIndex:
+        return BinaryIndex(calibration="median", train_size=500)
+
+
+class TestBFlatUncalibrated(BinaryContract):
+    """Before there is a sample to learn from."""
+
+    @pytest.fixture
+    def index(self) -> BinaryIndex:
+        return BinaryIndex(calibration="median", train_size=5000)
+
+
+class TestBHNSW(BinaryContract):
+    @pytest.fixture
+    def index(self) -> BinaryIndex:
+        return BinaryIndex("BHNSW32")
+
+
+class TestBIVF(BinaryContract):
+    @pytest.fixture
+    def index(self) -> BinaryIndex:
+        return BinaryIndex("BIVF16", train_size=300)
+
+
+class TestOddDimensions(BinaryContract):
+    """No whole number of bytes."""
+
+    @pytest.fixture
+    def index(self) -> BinaryIndex:
+        return BinaryIndex("BHNSW16")
+
+    @pytest.fixture
+    def embeddings(self) -> Dense:
+        return np.ascontiguousarray(clustered(ROWS + QUERIES, 509))
