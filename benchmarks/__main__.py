@@ -17,7 +17,10 @@ from benchmarks.measuring import versions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).parent
-NAMES = ["imports", "encode", "bm25", "faiss_overhead", "search_overhead", "ingest", "quality", "kill"]
+NAMES = [
+    *("imports", "encode", "bm25", "lexical", "learned_sparse", "faiss_overhead", "autotune", "filtered", "engines"),
+    *("multivector", "out_of_distribution", "served", "search_overhead", "ingest", "quality", "kill"),
+]
 
 
 def main() -> None:

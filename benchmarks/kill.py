@@ -9,7 +9,7 @@ from typing import Any
 
 from reperio.testing.crash import trials
 
-KILLS = 120
+KILLS = 240
 
 
 def run() -> dict[str, Any]:

@@ -155,7 +155,9 @@ def test_a_reader_sees_each_commit_at_the_next_search(open_: Open, where: Where)
             change()
 
 
-@pytest.mark.parametrize("fresh", [FaissIndex("HNSW16"), PgvectorIndex(index=None, dtype="float16")], ids=["local", "on the server"])
+@pytest.mark.parametrize(
+    "fresh", [FaissIndex("HNSW16"), PgvectorIndex(index=None, dtype="float16")], ids=["local", "on the server"]
+)
 def test_a_reindex_is_everyones_and_can_be_rolled_back(open_: Open, name: str, admin: Any, fresh: Any) -> None:
     writer = open_(signals=signals())
     writer.upsert(documents(200))

@@ -23,15 +23,33 @@ from typing import Any
 from reperio.collection import Collection
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.hashing import HashEncoder
-from reperio.errors import NotFound
+from reperio.errors import MissingDependency, NotFound
 from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
 from reperio.protocols import Index
+from reperio.registry import build
 from reperio.signals import Signal
 from reperio.types import Document
 
-FACTORIES = ("Flat", "HNSW16", "IVF4,Flat", "SQ8")
-"""Indexes that the worker switches between."""
+KINDS: dict[str, tuple[dict[str, Any], ...]] = {
+    "bm25": ({"type": "BM25Index"}, {"type": "BM25Index", "precision": "float32"}),
+    "dense": (
+        *({"type": "FaissIndex", "factory": factory} for factory in ("Flat", "HNSW16", "IVF4,Flat", "SQ8")),
+        {"type": "FlatIndex"},
+        {"type": "BinaryIndex"},
+        {"type": "HnswlibIndex"},
+        {"type": "QuantizedIndex", "train_size": 100},
+        {"type": "QueryAwareIndex", "metric": "cosine", "train_size": 64},
+        {
+            "type": "TransformedIndex",
+            "index": {"type": "FaissIndex", "factory": "HNSW16", "metric": "ip"},
+            "transforms": [{"type": "Centre"}],
+            "train_size": 64,
+        },
+        {"type": "UsearchIndex"},
+    ),
+}
+"""Indexes that the worker switches between, by signal."""
 
 IDS = 400
 BATCH = 16
@@ -101,14 +119,16 @@ class Worker:
         self._collection.checkpoint()
 
     def reindex(self) -> None:
-        """Another kind of index."""
-        index: Index[Any] = FaissIndex(self._random.choice(FACTORIES))
-        self._collection.reindex("dense", index)
+        """Another kind of index; one whose library is not installed is passed over."""
+        name = self._random.choice(sorted(KINDS))
+        with contextlib.suppress(MissingDependency):
+            index: Index[Any] = build(self._random.choice(KINDS[name]))
+            self._collection.reindex(name, index)
 
     def rollback(self) -> None:
         """Back to the index before."""
         with contextlib.suppress(NotFound):
-            self._collection.rollback("dense")
+            self._collection.rollback(self._random.choice(sorted(KINDS)))
 
     def compact(self) -> None:
         """Old versions off the disk."""
