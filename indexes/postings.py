@@ -165,14 +165,9 @@ class Segment:
         used = [s.terms[s.frequencies > 0] for s in segments]
         terms = used[0] if len(used) == 1 else np.unique(np.concatenate(used))
         parts = sorted(segments, key=lambda s: int(s.ids[0]))
-        ids, lengths, sizes = (
-            np.concatenate([column[s.alive] for s, column in zip(parts, columns, strict=True)])
-            for columns in (
-                [s.ids for s in parts],
-                [s.lengths for s in parts],
-                [np.diff(s.row_starts) for s in parts],
-            )
-        )
+        ids = np.concatenate([s.ids[s.alive] for s in parts])
+        lengths = np.concatenate([s.lengths[s.alive] for s in parts])
+        sizes = np.concatenate([np.diff(s.row_starts)[s.alive] for s in parts])
         starts = offsets(sizes)
         slots = np.empty(int(starts[-1]), dtype=np.int32)
         values = np.empty(len(slots), dtype=np.result_type(*[s.row_values.dtype for s in parts]))
