@@ -119,7 +119,8 @@ class TuneReport:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `as_json`."""
         points = tuple(OperatingPoint(**point) for point in data["points"])
-        return cls(**{**data, "chosen": OperatingPoint(**data["chosen"]), "points": points})
+        fields: dict[str, Any] = {**data, "chosen": OperatingPoint(**data["chosen"]), "points": points}
+        return cls(**fields)
 
     def __str__(self) -> str:
         names = list(self.chosen.options)
@@ -272,14 +273,18 @@ class _Trial:
         """Measure once; the same options again are not."""
         setting = tuple(options.values())
         if setting not in self.points:
-            seconds: list[float] = []
+            found, seconds = self._timed(options)
             while len(seconds) < 3 and sum(seconds) < 0.2:
-                start = time.perf_counter()
-                found = self._index.search(self._queries, self._k, options=options)
-                seconds.append(time.perf_counter() - start)
+                found, again = self._timed(options)
+                seconds += again
             milliseconds = min(seconds) / len(self._queries) * 1e3
             self.points[setting] = OperatingPoint(dict(options), self._recall(found), milliseconds)
         return self.points[setting]
+
+    def _timed(self, options: Mapping[str, int]) -> tuple[Neighbors, list[float]]:
+        start = time.perf_counter()
+        found = self._index.search(self._queries, self._k, options=options)
+        return found, [time.perf_counter() - start]
 
     def quickest(self, points: Sequence[OperatingPoint]) -> OperatingPoint:
         """The one that takes least, all timed in turns, so that what else a machine does falls on each alike."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense, Ids
 from reperio.indexes.flat import Metric, score_pairs, squared, unit
 from reperio.indexes.quantization import Codec, Codes
-from reperio.indexes.rows import Positions, grown, merge, pad
+from reperio.indexes.rows import Positions, grown, merge
 from reperio.indexes.shelf import Shelf
 from reperio.types import Neighbors
 
@@ -153,11 +153,10 @@ class CodedRows:
         if inside is not None:
             about[:, ~inside] = -np.inf
             count = int(np.count_nonzero(inside))
+        floor = np.full(len(queries), np.finfo(np.float32).min)
         if count > k:
             floor = np.partition(about, len(ids) - k, axis=1)[:, len(ids) - k] - 2 * slack
-            asked, rows = np.nonzero(about >= floor[:, None])
-        else:
-            asked, rows = np.nonzero(np.isfinite(about))
+        asked, rows = np.divmod(np.flatnonzero(about >= floor[:, None]), len(ids))
         scores = self.codec.score(queries, asked, codes, rows, metric=self.metric)
         order = np.lexsort((ids[rows], -scores, asked))
         asked, keys, scores = asked[order], ids[rows[order]], scores[order]
@@ -211,4 +210,4 @@ class CodedRows:
 
 
 def _nothing(queries: int, k: int) -> Neighbors:
-    return pad(np.empty((queries, 0), dtype=np.int64), np.empty((queries, 0), dtype=np.float32), k)
+    return Neighbors(np.full((queries, k), -1, dtype=np.int64), np.full((queries, k), -np.inf, dtype=np.float32))

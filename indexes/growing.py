@@ -95,7 +95,8 @@ class GrowingIndex:
         device: str,
         options: Mapping[str, int],
     ) -> None:
-        self._factory, self._metric, self._train_size = factory, metric, train_size
+        self._factory, self._train_size = factory, train_size
+        self._metric: Metric = metric
         self._seed, self._device, self._options = seed, device, options
         self.main: FactoryIndex | None = None
         self.rows = KeyedRows()

@@ -79,7 +79,7 @@ def invert(
 
 
 @compiled
-def impact(value: float, relative: float, linear: bool, formula: Formula) -> float:
+def impact(value: Any, relative: Any, linear: Any, formula: Formula) -> Any:
     if linear:
         return value
     out = (formula.alpha * value + formula.beta * relative) / (value + formula.gamma * relative)

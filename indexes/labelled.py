@@ -210,7 +210,8 @@ class LabelledIndex(ABC):
             self._found(self._engine, vectors[at : at + step], want, chosen, fetch=fetch)
             for at in range(0, len(vectors), step)
         ]
-        return pad(np.concatenate([part.ids for part in parts]), np.concatenate([part.scores for part in parts]), k)
+        found = Neighbors(np.concatenate([part.ids for part in parts]), np.concatenate([part.scores for part in parts]))
+        return found if want == k else pad(found.ids, found.scores, k)
 
     def _checked(self, options: Mapping[str, int]) -> int | None:
         for name, value in options.items():
@@ -231,9 +232,9 @@ class LabelledIndex(ABC):
         labels = engine.propose(queries, fetch)
         if chosen is not None:
             labels[~chosen.mask[labels]] = -1  # where the label is -1 already, so it stays
-        if engine.ranks and fetch > want:
-            order = np.argsort(labels < 0, axis=1, kind="stable")[:, :want]
-            labels = np.take_along_axis(labels, order, axis=1)
+        if engine.ranks and labels[:, :want].min() < 0:  # the first that pass
+            labels = np.take_along_axis(labels, np.argsort(labels < 0, axis=1, kind="stable"), axis=1)
+        labels = labels[:, :want] if engine.ranks else labels
         found = merge([self._scored(engine, queries, labels)], want)
         short = np.flatnonzero(found.ids[:, -1] < 0)
         if len(short):

@@ -276,7 +276,9 @@ class Layers:
     @cached_property
     def on_disk(self) -> bool:
         """Whether the rows are in lists on disk, in a file of their own."""
-        lists = self._faiss.downcast_InvertedLists(self.core.invlists) if self.kinds[-1] == "lists" else None
+        if self.kinds[-1] != "lists":
+            return False
+        lists: Any = self._faiss.downcast_InvertedLists(self.core.invlists)
         return isinstance(lists, self._faiss.OnDiskInvertedLists) and bool(lists.filename)
 
     def attach(self, lists: Any, total: int) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from reperio.artifacts import new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, MultiVector, check_multi_vector
 from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
 from reperio.indexes.flat import unit
-from reperio.indexes.maxsim import Block, inside, longest, nearest, parts, score_documents
+from reperio.indexes.maxsim import Block, longest, nearest, score_documents
 from reperio.indexes.multivector_probing import Mask, shortlist
-from reperio.indexes.multivector_segments import CodedSegment, PlainSegment, Segment
+from reperio.indexes.multivector_segments import PlainSegment
+from reperio.indexes.multivector_view import View
 from reperio.indexes.residual import Codec
-from reperio.indexes.rows import Positions, check_ids, check_k, check_pairs
+from reperio.indexes.rows import check_ids, check_k, check_pairs
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -35,33 +36,11 @@ _OPTIONS = {"nprobe": 2, "candidates": 512}
 _TRAINING = 4096
 """Rows to learn from, at the least."""
 
-_SMALLEST = 128
-"""Segments up to this many rows are merged whenever a row is added."""
-
 _VALUES = 1 << 24
 """Vector components gathered at a time: 64 MB."""
 
 _SCORED = 1024
 """Rows read at a time to be scored."""
-
-S = TypeVar("S", bound=Segment)
-
-
-class _View(NamedTuple):
-    """What a search sees; it never changes. Rows are plain until there is a codec, then coded."""
-
-    plain: tuple[PlainSegment, ...] = ()
-    coded: tuple[CodedSegment, ...] = ()
-    codec: Codec | None = None
-    dim: int | None = None
-
-    @property
-    def segments(self) -> tuple[PlainSegment | CodedSegment, ...]:
-        return (*self.plain, *self.coded)
-
-    @property
-    def rows(self) -> int:
-        return sum(segment.live for segment in self.segments)
 
 
 class MultiVectorIndex:
@@ -134,7 +113,7 @@ class MultiVectorIndex:
         self.codes, self.bits, self.centroids, self.metric = codes, bits, centroids, metric
         self.train_size, self.seed = train_size, seed
         self.options = self._checked(options)
-        self._view = _View()
+        self._view = View()
         self._writing = threading.Lock()
 
     @property
@@ -216,24 +195,27 @@ class MultiVectorIndex:
             self._view = self._encoded(view, vectors, count)
 
     def _count(self, vectors: int) -> int:
-        """How many centroids to learn."""
-        return self.centroids or 1 << max(0, int(math.log2(8 * math.sqrt(max(1, vectors)))))
+        """How many centroids to learn from so many vectors."""
+        most = min(8 * math.sqrt(vectors), vectors / 4)
+        return self.centroids or 1 << int(math.log2(max(1, most)))
 
-    def _encoded(self, view: _View, sample: Dense, count: int) -> _View:
-        codec = Codec.learn(sample, count, bits=self.bits, unit=self.metric == "cosine", seed=self.seed)
-        coded = tuple(CodedSegment.encode(segment, codec) for segment in view.plain)
-        return _View((), coded, codec, sample.shape[1])
+    def _encoded(self, view: View, sample: Dense, count: int) -> View:
+        return view.encoded(Codec.learn(sample, count, bits=self.bits, unit=self.metric == "cosine", seed=self.seed))
 
-    def _learnt(self, view: _View) -> _View:
+    def _learnt(self, view: View) -> View:
         """The view with its rows encoded, once there are enough to learn from."""
-        held = sum(segment.live for segment in view.plain)
-        if self.codes is None or view.codec is not None or held < self.training_size:
+        if self.codes is None or view.codec is not None or view.rows < self.training_size:
+            return view
+        if sum(len(segment.vectors) for segment in view.plain) < (self.centroids or 1):
             return view
         whole = PlainSegment.merge(view.plain)
-        chosen = np.random.default_rng(self.seed).choice(held, self.training_size, replace=False)
+        chosen = np.random.default_rng(self.seed).choice(len(whole), self.training_size, replace=False)
         sample = whole.pick(np.sort(chosen)).vectors
+        if len(sample) < self._count(len(sample)):  # rows shorter than was thought
+            sample = whole.vectors
         count = self._count(len(sample))
-        return self._encoded(view._replace(plain=(whole,)), sample, count) if len(sample) >= count else view
+        view = view._replace(plain=(whole,))
+        return view if len(sample) < count else self._encoded(view, sample, count)
 
     # Rows
 
@@ -255,17 +237,13 @@ class MultiVectorIndex:
                 return
             vectors = unit(embeddings.vectors) if self.metric == "cosine" else embeddings.vectors.copy()
             fresh = PlainSegment.sorted(ids.copy(), embeddings.offsets.copy(), [vectors])
-            view, _ = _without(self._view, ids)
-            if view.codec is None:
-                view = view._replace(plain=_grown(view.plain, fresh), dim=vectors.shape[1])
-            else:
-                view = view._replace(coded=_grown(view.coded, CodedSegment.encode(fresh, view.codec)))
-            self._view = self._learnt(view)
+            view, _ = self._view.without(ids)
+            self._view = self._learnt(view.grown(fresh))
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
         with self._writing:
-            self._view, found = _without(self._view, np.unique(np.asarray(ids, dtype=np.int64)))
+            self._view, found = self._view.without(np.unique(np.asarray(ids, dtype=np.int64)))
         return found
 
     # Searching
@@ -300,7 +278,7 @@ class MultiVectorIndex:
         asked = self._scaled(check_multi_vector(queries, what="queries", dim=view.dim))
         given = self._checked(options)
         passing = None if allowed is None else np.asarray(allowed, dtype=np.int64)
-        found = nearest(asked, k, self._blocks(view.plain, passing))
+        found = nearest(asked, k, view.blocks(passing, max(1, _VALUES // max(1, asked.vectors.shape[1]))))
         if not view.coded or not len(asked):
             return found
         settings = {**_OPTIONS, "candidates": max(_OPTIONS["candidates"], 4 * k), **self.options, **given}
@@ -308,31 +286,18 @@ class MultiVectorIndex:
         each = [self._probed(asked.row(i), k, view, masks, settings) for i in range(len(asked))]
         return Neighbors(np.concatenate([f.ids for f in each]), np.concatenate([f.scores for f in each]))
 
-    def _blocks(self, segments: Sequence[PlainSegment], passing: IdSet | None) -> Iterator[Block]:
-        """The rows to be searched; those of a segment of which few pass are gathered."""
-        for segment in segments:
-            mask, size = segment.mask(passing), max(1, _VALUES // segment.vectors.shape[1])
-            chosen, bound = np.flatnonzero(mask), float(segment.bound[0])
-            if 2 * len(chosen) < len(segment):
-                for rows in segment.runs(chosen, size):
-                    yield Block(segment.ids[rows], segment.pick(rows), bound)
-            else:
-                for start, stop in parts(segment.offsets, size):
-                    some = inside(segment.documents, start, stop)
-                    yield Block(segment.ids[start:stop], some, bound, mask[start:stop])
-
     def _probed(
-        self, query: Dense, k: int, view: _View, masks: Sequence[Mask], settings: Mapping[str, int]
+        self, query: Dense, k: int, view: View, masks: Sequence[Mask], settings: Mapping[str, int]
     ) -> Neighbors:
         """The k best coded rows for one query."""
         assert view.codec is not None
         probes, count = settings["nprobe"], max(k, settings["candidates"])
         rows = shortlist(query, view.coded, masks, centroids=view.codec.centroids, probes=probes, count=count)
         blocks = (
-            Block(segment.ids[some], documents, longest(documents.vectors))
+            Block(segment.ids[run], documents, longest(documents.vectors))
             for segment, some in zip(view.coded, rows, strict=True)
-            if len(some)
-            for documents in [segment.decode(some, view.codec)]
+            for run in segment.runs(some, max(1, _VALUES // query.shape[1]))
+            for documents in [view.read(segment, run)]
         )
         return nearest(MultiVector(query, np.array([0, len(query)])), k, blocks)
 
@@ -351,7 +316,7 @@ class MultiVectorIndex:
                 here = np.flatnonzero(found >= 0)
                 for start in range(0, len(here), _SCORED):
                     part = here[start : start + _SCORED]
-                    out[i, part] = score_documents(asked.row(i), _read(view, segment, found[part]))
+                    out[i, part] = score_documents(asked.row(i), view.read(segment, found[part]))
         return out
 
     def _scaled(self, embeddings: MultiVector) -> MultiVector:
@@ -361,14 +326,9 @@ class MultiVectorIndex:
 
     def save(self, path: Path, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
-        view = self._view
-        counts = {"plain": len(view.plain), "coded": len(view.coded)}
-        meta = {"spec": dict(self.spec), "dim": view.dim, "learnt": view.codec is not None, **counts}
+        meta: dict[str, Any] = {"spec": dict(self.spec)}
         with new_folder(path, _KIND, meta) as folder:
-            for number, segment in enumerate(view.segments):
-                segment.save(folder, str(number))
-            if view.codec is not None:
-                view.codec.save(folder)
+            meta |= self._view.save(folder)
 
     @classmethod
     def open(cls, path: Path, /, *, mmap: bool = False) -> Self:
@@ -377,7 +337,8 @@ class MultiVectorIndex:
         Parameters
         ----------
         mmap
-            Leave the checksums unread, so that opening takes no time, whatever the size. Sizes are checked always.
+            Leave checksums and vectors unread, so that opening takes next to no time; sizes are checked always. A
+            file that was altered since may go unnoticed, so keep this for disks that you trust.
 
         Raises
         ------
@@ -388,12 +349,8 @@ class MultiVectorIndex:
             arguments: dict[str, Any] = dict(meta["spec"])
             del arguments["type"]
             index = cls(**arguments)
-            plain = tuple(PlainSegment.open(path, str(number)) for number in range(meta["plain"]))
-            numbers = range(len(plain), len(plain) + meta["coded"])
-            coded = tuple(CodedSegment.open(path, str(number)) for number in numbers)
-            unit = index.metric == "cosine"
-            codec = Codec.open(path, bits=index.bits, unit=unit) if meta["learnt"] else None
-            index._view = _View(plain, coded, codec, meta["dim"])
+            unit_length = index.metric == "cosine"
+            index._view = View.open(path, meta, bits=index.bits, unit=unit_length, trusted=mmap)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise CorruptArtifact(f"{path} is no MultiVectorIndex: {error}.", "Rebuild it.") from error
         return index
@@ -402,40 +359,3 @@ class MultiVectorIndex:
 def _check(name: str, value: object, known: Sequence[object]) -> None:
     if value not in known:
         raise ConfigurationError(f"{name} is {value!r}.", f"Choose from: {', '.join(map(repr, known))}.")
-
-
-def _without(view: _View, ids: Ids) -> tuple[_View, int]:
-    """The view without these rows, and how many were there."""
-    plain, some = _thinned(view.plain, ids)
-    coded, others = _thinned(view.coded, ids)
-    return view._replace(plain=plain, coded=coded), some + others
-
-
-def _thinned(segments: Sequence[S], ids: Ids) -> tuple[tuple[S, ...], int]:
-    """The segments with these rows dead, mostly dead ones rewritten; and how many rows were there."""
-    kept: list[S] = []
-    removed = 0
-    for segment in segments:
-        positions = segment.find(ids)
-        positions = positions[positions >= 0]
-        removed += len(positions)
-        rest = segment.without(positions) if len(positions) else segment
-        if rest.live:
-            kept.append(rest if 2 * rest.live > len(rest) else rest.merge([rest]))
-    return tuple(kept), removed
-
-
-def _grown(segments: Sequence[S], fresh: S) -> tuple[S, ...]:
-    """The segments and one more, merged with those before it that are no larger."""
-    kept, merging, size = list(segments), [fresh], len(fresh)
-    while kept and kept[-1].live <= max(size, _SMALLEST):
-        merging.append(kept.pop())
-        size += merging[-1].live
-    return (*kept, fresh.merge(merging) if len(merging) > 1 else fresh)
-
-
-def _read(view: _View, segment: PlainSegment | CodedSegment, positions: Positions) -> MultiVector:
-    if isinstance(segment, PlainSegment):
-        return segment.pick(positions)
-    assert view.codec is not None
-    return segment.decode(positions, view.codec)

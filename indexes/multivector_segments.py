@@ -132,6 +132,17 @@ class Segment(ABC):
             done += len(positions)
         return cls.seal(ids[order], offsets, columns)
 
+    def _check_rows(self, vectors: int) -> None:
+        """Raise ValueError unless keys, marks and offsets fit one another and this many vectors."""
+        n = len(self.ids)
+        _expect("ids", self.ids, np.int64, (n,))
+        _expect("alive", self.alive, np.bool_, (n,))
+        _expect("offsets", self.offsets, np.int64, (n + 1,))
+        if not n or (self.ids[1:] <= self.ids[:-1]).any() or self.ids[0] < 0:
+            raise ValueError("ids do not ascend from 0")
+        if self.offsets[0] != 0 or self.offsets[-1] != vectors or (np.diff(self.offsets) < 1).any():
+            raise ValueError(f"offsets do not ascend from 0 to {vectors}")
+
     def save(self, folder: Path, name: str) -> None:
         """Write each array as ``{name}-{attribute}.npy``."""
         for field in fields(self):
@@ -166,6 +177,12 @@ class PlainSegment(Segment):
         (vectors,) = columns
         bound = np.array([longest(vectors)], dtype=np.float32)
         return cls(ids, np.ones(len(ids), dtype=np.bool_), offsets, vectors, bound)
+
+    def check(self, dim: int) -> None:
+        """Raise ValueError unless the arrays fit one another."""
+        self._check_rows(len(self.vectors))
+        _expect("vectors", self.vectors, np.float32, (len(self.vectors), dim))
+        _expect("bound", self.bound, np.float32, (1,))
 
     @property
     def documents(self) -> MultiVector:
@@ -220,6 +237,24 @@ class CodedSegment(Segment):
             plain = PlainSegment.merge([plain])
         return cls.seal(plain.ids, plain.offsets, codec.encode(plain.vectors))
 
+    def check(self, codec: Codec, *, deep: bool) -> None:
+        """Raise ValueError unless the arrays fit one another and the codec; ``deep`` looks at every value."""
+        size, count = len(self.centroids), len(codec.centroids)
+        self._check_rows(size)
+        _expect("centroids", self.centroids, np.int32, (size,))
+        _expect("residuals", self.residuals, np.uint8, (size, codec.width))
+        _expect("lists", self.lists, np.int32, (len(self.lists),))
+        _expect("starts", self.starts, np.int64, (len(self.lists) + 1,))
+        _expect("members", self.members, np.int32, (len(self.members),))
+        if self.starts[0] != 0 or self.starts[-1] != len(self.members) or (np.diff(self.starts) < 0).any():
+            raise ValueError(f"starts do not ascend from 0 to {len(self.members)}")
+        limits = {"lists": (self.lists, count)}
+        if deep:  # compiled code does not look where it reads
+            limits |= {"centroids": (self.centroids, count), "members": (self.members, len(self))}
+        for name, (values, limit) in limits.items():
+            if len(values) and not 0 <= values.min() <= values.max() < limit:
+                raise ValueError(f"{name} holds values outside 0 to {limit - 1}")
+
     def listed(self, probed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which rows have a vector near one of the centroids marked in ``probed``, ``(C,)``."""
         at = np.flatnonzero(probed[self.lists])
@@ -231,6 +266,11 @@ class CodedSegment(Segment):
         """Some rows alone, as their codes are read back."""
         offsets, (centroids, residuals) = self.gather(positions, [self.centroids, self.residuals])
         return MultiVector(codec.decode(Codes(centroids, residuals)), offsets)
+
+
+def _expect(name: str, array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
 
 
 def _spread(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Positions:

@@ -277,7 +277,7 @@ class Segment:
         if self.long_before[slot + 1] == number:
             return self.short_positions[first - before : last - before].astype(np.int64), bounds
         places = self.long_places[before : before + last - first]
-        windows = np.arange(self.cuts.shape[1] - 1) * WINDOW
+        windows: Positions = np.arange(self.cuts.shape[1] - 1, dtype=np.int64) * WINDOW
         base: Positions = np.repeat(windows, np.diff(self.cuts[number].astype(np.int64)))
         return base + places, bounds
 

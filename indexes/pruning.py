@@ -114,7 +114,7 @@ def _score_row(
     slots: Positions,
     weights: NDArray[np.float64],
     linear: NDArray[np.bool_],
-    relative: float,
+    relative: Any,
     formula: Formula,
 ) -> float:
     """Score of one row without baseline; terms are added in ascending order."""

@@ -86,6 +86,12 @@ class Codec:
         cuts = np.ascontiguousarray((levels[:, 1:] + levels[:, :-1]) / 2, dtype=np.float32)
         return cls(centres, cuts, levels, bits, unit)
 
+    @property
+    def width(self) -> int:
+        """b."""
+        dim: int = self.centroids.shape[1]
+        return math.ceil(dim * self.bits / 8)
+
     def encode(self, vectors: Dense) -> Codes:
         """The codes of vectors, ``(t, d)``."""
         nearest = _nearest(vectors, self.centroids).astype(np.int32)
@@ -95,7 +101,7 @@ class Codec:
             return Codes(nearest, encode(vectors, nearest, self.centroids, self.cuts, self.bits))
         dim = vectors.shape[1]
         each = 8 // self.bits
-        out = np.zeros((len(vectors), math.ceil(dim / each)), dtype=np.uint8)
+        out = np.zeros((len(vectors), self.width), dtype=np.uint8)
         for j in range(dim):
             left: Dense = vectors[:, j] - self.centroids[nearest, j]
             level = np.searchsorted(self.cuts[j], left)
@@ -126,9 +132,13 @@ class Codec:
             np.save(folder / f"codec-{name}.npy", getattr(self, name), allow_pickle=False)
 
     @classmethod
-    def open(cls, folder: Path, *, bits: int, unit: bool) -> Self:
-        """Read what `save` wrote."""
+    def open(cls, folder: Path, *, dim: int, bits: int, unit: bool) -> Self:
+        """Read what `save` wrote; raises ValueError if it is for other dimensions or bits."""
         centroids, cuts, levels = (load_array(folder / f"codec-{name}.npy") for name in ("centroids", "cuts", "levels"))
+        shapes = [(len(centroids), dim), (dim, (1 << bits) - 1), (dim, 1 << bits)]
+        for array, shape in zip((centroids, cuts, levels), shapes, strict=True):
+            if array.dtype != np.float32 or array.shape != shape or not array.size:
+                raise ValueError(f"the codec holds {array.dtype} {array.shape}, not float32 {shape}")
         return cls(centroids, cuts, levels, bits, unit)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +200,7 @@ class View:
             terms, weights, df, slots = terms[known], weights[known], df[known], [s[known] for s in slots]
         given = terms < self.weighting.weights_below
         idf = np.where(given, 1.0, self.weighting.idf(df, self.rows, mean=self.mean_idf))
-        weighed: Floats = idf * weights
+        weighed: Floats = idf * weights.astype(np.float64)
         baseline = np.zeros(len(queries))
         if self.weighting.absent:
             totals = np.concatenate([[0.0], np.cumsum(np.where(given, 0.0, weighed))])
@@ -221,7 +221,7 @@ class View:
         parts = [queries.part(a, b) for a, b in pairwise(edges)]
         # Threads of this one call: a pool that outlives it would not survive a fork.
         with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(lambda part: self._best(part, k, allowed), parts))
+            found = list(pool.map(partial(self._best, k=k, allowed=allowed), parts))
         return Neighbors(np.concatenate([f.ids for f in found]), np.concatenate([f.scores for f in found]))
 
     def _best(self, queries: Weighed, k: int, allowed: Positions | None) -> Neighbors:

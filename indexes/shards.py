@@ -219,7 +219,8 @@ class _Build:
         while (shard := self._shard(len(self.shards))).exists():
             read_folder(shard, "faiss-shard")
             held = np.load(shard / "ids.npy", allow_pickle=False)
-            if not np.array_equal(held, np.concatenate([[], *(ids for ids, _ in rows.take(len(held)))])):
+            given = [np.empty(0, dtype=np.int64), *(ids for ids, _ in rows.take(len(held)))]
+            if not np.array_equal(held, np.concatenate(given)):
                 raise ConfigurationError(f"{shard} holds other rows than blocks gives.", "Give the same, or remove it.")
             self.shards.append(shard)
         reused = len(self.shards)
@@ -232,7 +233,7 @@ class _Build:
 
     def _write(self, rows: _Rows) -> bool:
         """Fill one shard up to the budget; False where no rows are left."""
-        main, ids = self._index(), []
+        main, ids = self._index(), list[Ids]()
         for keys, vectors in rows.take(self._shard_rows(main)):
             main.append(self._scaled(vectors))
             ids.append(keys)
@@ -277,7 +278,7 @@ class _Build:
 
     def _merge_lists(self, main: FactoryIndex, path: Path) -> None:
         """Write the lists of all shards one after the other, each list's codes before its numbers."""
-        faiss, first, parts = self._faiss, 0, []
+        faiss, first, parts = self._faiss, 0, list[tuple[FactoryIndex, Any, int]]()
         for shard in self.shards:
             part = self._empty(main.dim)
             part.read(shard / FILE, mapped=True)
@@ -287,8 +288,8 @@ class _Build:
         sizes = np.zeros(main.layers.lists, dtype=np.uint64)
         with disk_errors(path), path.open("wb") as file:
             for number in range(main.layers.lists):
-                held = [(lists, int(lists.list_size(number)), start) for _, lists, start in parts]
-                held = [one for one in held if one[1]]
+                every = [(lists, int(lists.list_size(number)), start) for _, lists, start in parts]
+                held = [one for one in every if one[1]]
                 for lists, size, _ in held:
                     file.write(faiss.rev_swig_ptr(lists.get_codes(number), size * width).data)
                 for lists, size, start in held:

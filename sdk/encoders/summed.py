@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -99,7 +99,8 @@ class SparseSum:
         """Column → the word of ``text`` that stands there, from the encoders that can tell."""
         out: dict[int, str] = {}
         for name, encoder in self.encoders.items():
-            words: Mapping[int, str] = getattr(encoder, "terms", lambda _: {})(text)
+            told: Callable[[str], Mapping[int, str]] | None = getattr(encoder, "terms", None)
+            words: Mapping[int, str] = dict[int, str]() if told is None else told(text)
             columns = self._place(name, np.fromiter(words, dtype=np.int64, count=len(words)))
             out.update(zip(columns.tolist(), words.values(), strict=True))
         return out

@@ -11,6 +11,6 @@ from reperio.testing.index import IndexContract
 class TestHnswlibIndex(IndexContract):
     recall_floor = 0.98
 
-    @pytest.fixture(params=["cosine", "ip", "l2"])
+    @pytest.fixture(params=["ip", "l2"])
     def index(self, request: pytest.FixtureRequest) -> HnswlibIndex:
         return HnswlibIndex(request.param)

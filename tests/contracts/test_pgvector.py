@@ -47,10 +47,6 @@ class TestExact(PgvectorContract):
     settings = {"index": None}  # noqa: RUF012
 
 
-class TestExactL2(PgvectorContract):
-    settings = {"index": None, "metric": "l2"}  # noqa: RUF012
-
-
 class TestHNSW(PgvectorContract):
     recall_floor = 0.98
     settings = {"index": "hnsw"}  # noqa: RUF012
@@ -64,11 +60,6 @@ class TestHNSWIP(PgvectorContract):
 class TestIVFFlat(PgvectorContract):
     recall_floor = 0.9
     settings = {"index": "ivfflat", "lists": 16, "metric": "l2"}  # noqa: RUF012
-
-
-class TestHalf(PgvectorContract):
-    recall_floor = 0.98
-    settings = {"index": None, "dtype": "float16"}  # noqa: RUF012
 
 
 class TestBits(PgvectorContract):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 import zlib
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reperio import Collection, Document, Field
+from reperio.artifacts import MANIFEST, sha256
 from reperio.embeddings import Dense, MultiVector, take
 from reperio.errors import (
     ConfigurationError,
@@ -322,9 +325,31 @@ def test_a_sample_of_too_few_vectors_is_refused(corpus: MultiVector) -> None:
     index = MultiVectorIndex("residual", centroids=100)
     with pytest.raises(ShapeError, match="to learn 100 centroids"):
         index.train(take(corpus, np.arange(3)))
+    with pytest.raises(ShapeError, match="0 vectors"):
+        MultiVectorIndex("residual").train(take(corpus, np.arange(0)))
     assert index.training_size == 4096
     index.train(take(corpus, np.arange(500)))
     assert index.training_size == 0
+
+
+def test_rows_wait_until_there_are_vectors_for_all_centroids(corpus: MultiVector) -> None:
+    """The size of the sample counts rows; how many vectors these have, only they tell."""
+    index = MultiVectorIndex("residual", centroids=500, train_size=10)
+    index.add(np.arange(40), take(corpus, np.arange(40)))
+    assert index.training_size == 10
+    index.add(np.arange(40, 400), take(corpus, np.arange(40, 400)))
+    assert index.training_size == 0
+    tiny = MultiVectorIndex("residual", train_size=1)
+    tiny.add(np.array([3]), take(corpus, np.array([0])))
+    assert tiny.training_size == 0
+    assert tiny.search(take(corpus, np.array([0])), 2).ids.tolist() == [[3, -1]]
+
+
+def test_reading_back_in_many_runs_gives_what_one_gives(monkeypatch: pytest.MonkeyPatch, coded: Path) -> None:
+    index, asked = MultiVectorIndex.open(coded), texts(4, shortest=4, seed=50)
+    wanted = index.search(asked, 200)
+    monkeypatch.setattr("reperio.indexes.multivector._VALUES", 32 * 50)
+    same(index.search(asked, 200), wanted)
 
 
 # Segments
@@ -436,8 +461,6 @@ def test_a_mapped_index_goes_on_and_leaves_its_files_alone(coded: Path, corpus: 
 
 
 def test_mapping_checks_sizes_and_leaves_the_bytes_to_a_full_opening(coded: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(coded, tmp_path / "c")
     file = tmp_path / "c" / "0-residuals.npy"
     data = bytearray(file.read_bytes())
@@ -449,6 +472,63 @@ def test_mapping_checks_sizes_and_leaves_the_bytes_to_a_full_opening(coded: Path
     file.write_bytes(data[:-1])
     with pytest.raises(CorruptArtifact, match="bytes long"):
         MultiVectorIndex.open(tmp_path / "c", mmap=True)
+
+
+def sealed_again(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Change an array and the checksums with it, as only a program that goes wrong, or an attacker, does."""
+    np.save(folder / name, change(np.load(folder / name)))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def raised(place: int, by: int) -> Callable[[Any], Any]:
+    def change(array: Any) -> Any:
+        array[place] += by
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("0-ids.npy", raised(3, 5)),
+        ("0-ids.npy", lambda array: array.astype(np.float64)),
+        ("0-alive.npy", lambda array: array[:-1]),
+        ("0-offsets.npy", raised(-1, 8)),
+        ("0-offsets.npy", raised(7, 10**6)),
+        ("0-centroids.npy", raised(11, 10**6)),
+        ("0-centroids.npy", raised(11, -(10**6))),
+        ("0-centroids.npy", lambda array: array[:-1]),
+        ("0-residuals.npy", lambda array: array[:, 1:]),
+        ("0-members.npy", raised(0, 10**6)),
+        ("0-lists.npy", raised(-1, 10**6)),
+        ("0-starts.npy", raised(2, 10**6)),
+        ("codec-centroids.npy", lambda array: array[:, 1:]),
+        ("codec-centroids.npy", lambda array: array[:5]),
+        ("codec-levels.npy", lambda array: array[:, :4]),
+        ("codec-cuts.npy", lambda array: array.astype(np.float64)),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_before_compiled_code_reads_them(
+    coded: Path, tmp_path: Path, name: str, change: Any
+) -> None:
+    shutil.copytree(coded, tmp_path / "c")
+    sealed_again(tmp_path / "c", name, change)
+    with pytest.raises(CorruptArtifact, match="no MultiVectorIndex"):
+        MultiVectorIndex.open(tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["0-offsets.npy", "0-vectors.npy", "0-bound.npy"])
+def test_exact_arrays_that_do_not_fit_are_refused(tmp_path: Path, name: str) -> None:
+    index = MultiVectorIndex()
+    index.add(np.arange(50), texts(50))
+    index.save(tmp_path / "c")
+    sealed_again(tmp_path / "c", name, lambda array: np.concatenate([array, array]))
+    for mmap in (False, True):
+        with pytest.raises(CorruptArtifact, match="no MultiVectorIndex"):
+            MultiVectorIndex.open(tmp_path / "c", mmap=mmap)
 
 
 # Bad input
