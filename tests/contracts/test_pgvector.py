@@ -31,7 +31,7 @@ class PgvectorContract(IndexContract):
 
     @pytest.fixture
     def index(self, server: str) -> PgvectorIndex:
-        return PgvectorIndex(server, **self.settings)
+        return PgvectorIndex(f"{server}&options=-csynchronous_commit%3Doff", **self.settings)
 
     @pytest.fixture
     def filled(self, index: PgvectorIndex, keys: Ids, rows: Any) -> PgvectorIndex:
@@ -52,14 +52,9 @@ class TestHNSW(PgvectorContract):
     settings = {"index": "hnsw"}  # noqa: RUF012
 
 
-class TestHNSWIP(PgvectorContract):
-    recall_floor = 0.95
-    settings = {"index": "hnsw", "metric": "ip", "dtype": "float16"}  # noqa: RUF012
-
-
 class TestIVFFlat(PgvectorContract):
     recall_floor = 0.9
-    settings = {"index": "ivfflat", "lists": 16, "metric": "l2"}  # noqa: RUF012
+    settings = {"index": "ivfflat", "lists": 16, "metric": "l2", "dtype": "float16"}  # noqa: RUF012
 
 
 class TestBits(PgvectorContract):
