@@ -14,7 +14,7 @@ install:
 
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel pybind11
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt 'setuptools>=77' wheel numpy pybind11
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
