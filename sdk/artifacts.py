@@ -1,7 +1,8 @@
 """Folders that are whole or absent.
 
-A folder is written beside its final name, every file is fsynced and its SHA-256 kept in ``manifest.json``,
-then it is renamed and its parent fsynced: a crash at any moment leaves the old state or the new one.
+A folder is written beside its final name, every file is fsynced and its SHA-256 kept in ``manifest.json``, which
+holds its own as well; then it is renamed and its parent fsynced: a crash at any moment leaves the old state or the
+new one, and a byte altered later is noticed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MANIFEST = "manifest.json"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_BROKEN = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE}
 
 
 @contextmanager
@@ -44,9 +46,13 @@ def disk_errors(where: Path) -> Generator[None]:
             raise _full(where) from error
         if error.errno in _READ_ONLY:
             raise _read_only(where) from error
+        if error.errno in _BROKEN:
+            raise _broken(where, error.strerror or "no reason given") from error
         raise
     except sqlite3.OperationalError as error:
-        text = str(error).lower()
+        text, name = str(error).lower(), getattr(error, "sqlite_errorname", "")
+        if "READ" in name and "disk i/o" in text:
+            raise _broken(where, name) from error
         if "full" in text or "disk i/o" in text:
             raise _full(where, f" ({error})") from error
         if "readonly" in text or "unable to open" in text:
@@ -72,6 +78,11 @@ def _read_only(where: Path) -> ReadOnly:
     return ReadOnly(f"{where} cannot be written.", "Open it with mode='r', or make its folder writable.")
 
 
+def _broken(where: Path, detail: str) -> StorageError:
+    fix = "Check the disk and run it again: what was acknowledged before is as it was."
+    return StorageError(f"The disk failed at {where}: {detail}.", fix)
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -85,6 +96,25 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(values: Mapping[str, Any]) -> str:
+    """JSON that holds its own SHA-256; one that is there is replaced."""
+    rest = json.loads(json.dumps({name: value for name, value in values.items() if name != "sha256"}))
+    return json.dumps({**rest, "sha256": _own(rest)}, indent=1, sort_keys=True)
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """What `sealed` wrote; raises ValueError, KeyError or TypeError if it was altered."""
+    values: dict[str, Any] = json.loads(text)
+    wanted = values.pop("sha256")
+    if wanted != _own(values):
+        raise ValueError("its SHA-256 differs")
+    return values
+
+
+def _own(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -144,7 +174,7 @@ def _seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
         name = f"{inner.name}/{MANIFEST}"
         files[name] = {"bytes": (inner / MANIFEST).stat().st_size, "sha256": sha256(inner / MANIFEST)}
     manifest = {"format": FORMAT, "kind": kind, "meta": dict(meta), "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    (folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     sync(folder / MANIFEST)
     sync(folder)
 
@@ -162,14 +192,16 @@ def read_folder(path: Path, kind: str, *, checksums: bool = True) -> dict[str, A
     NotFound, NewerFormat, CorruptArtifact
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version, found, files, meta = manifest["format"], manifest["kind"], manifest["files"], manifest["meta"]
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+        version = json.loads(text)["format"]
+        if version > FORMAT:  # first: what a newer release seals may be another thing
+            raise NewerFormat(f"{path} has format {version}; this release reads up to {FORMAT}.", "Upgrade reperio.")
+        manifest = unsealed(text)
+        found, files, meta = manifest["kind"], manifest["files"], manifest["meta"]
     except FileNotFoundError as error:
         raise NotFound(f"{path} holds no {MANIFEST}.", "Check the path.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(f"{path / MANIFEST} is damaged: {error}.", "Rebuild or restore it.") from error
-    if version > FORMAT:
-        raise NewerFormat(f"{path} has format {version}; this release reads up to {FORMAT}.", "Upgrade reperio.")
     if found != kind:
         raise CorruptArtifact(f"{path} holds a {found}, not a {kind}.", "Check the path.")
     for name, wanted in files.items():

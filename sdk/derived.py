@@ -10,7 +10,6 @@ and what a generation names is dropped when no other names it.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
@@ -20,7 +19,7 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text
+from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text, sealed, unsealed
 from reperio.embeddings import Ids, IdSet
 from reperio.errors import CorruptArtifact, NewerFormat, NotFound, StorageError
 from reperio.protocols import Index, Served, Spec, Trainable
@@ -201,7 +200,7 @@ class DerivedIndex:
 
     def _current(self) -> Current:
         try:
-            data = json.loads((self.folder / "CURRENT").read_text(encoding="utf-8"))
+            data = unsealed((self.folder / "CURRENT").read_text(encoding="utf-8"))
             return Current(data["spec"], data["generation"], data["previous"])
         except FileNotFoundError:
             return Current(self._declared)
@@ -255,7 +254,6 @@ class DerivedIndex:
         if isinstance(index, Served):
             index.settle()
         self._switch(index, seq, index.spec, previous=current.generation)
-        self._index, self.seq = index, seq
 
     def rebuild(self) -> None:
         """Fill a fresh index of the same kind from the store and save it."""
@@ -265,7 +263,6 @@ class DerivedIndex:
         if isinstance(index, Served):
             index.settle()
         self._switch(index, seq, current.spec, previous=current.previous)
-        self._index, self.seq = index, seq
 
     def rollback(self) -> None:
         """Switch back to the index before the last `reindex`; a second call undoes the first.
@@ -288,7 +285,7 @@ class DerivedIndex:
         with new_folder(self.folder / name, "generation", meta) as folder:
             index.save(folder / "index")
         self._write_current(Current(spec, name, previous))
-        self.saved = seq
+        self._index, self.seq, self.saved = index, seq, seq  # before anything else can fail
         self._prune(name, previous)
 
     def _new_name(self, seq: int) -> str:
@@ -297,7 +294,7 @@ class DerivedIndex:
 
     def _write_current(self, current: Current) -> None:
         data = {"generation": current.generation, "previous": current.previous, "spec": dict(current.spec)}
-        replace_text(self.folder / "CURRENT", json.dumps(data, indent=1))
+        replace_text(self.folder / "CURRENT", sealed(data))
         self._stamp = self._stamp_of_current()
 
     def _prune(self, *kept: str | None) -> None:

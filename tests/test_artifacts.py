@@ -58,6 +58,19 @@ def damage(path: Path, kind: str) -> None:
         manifest.write_text("[]")
 
 
+def test_any_byte_altered_in_a_manifest_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "x")
+    manifest = tmp_path / "x" / "manifest.json"
+    data = manifest.read_bytes()
+    for at in range(len(data)):
+        for bit in (1, 2, 16, 128):
+            manifest.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+            try:
+                assert read_folder(tmp_path / "x", "thing") == {"a": 1}  # between two values, where nothing is said
+            except (CorruptArtifact, NewerFormat):
+                continue
+
+
 @pytest.mark.parametrize("kind", ["altered", "truncated", "missing", "manifest truncated", "manifest replaced"])
 def test_damage_is_found_and_named(tmp_path: Path, kind: str) -> None:
     write(tmp_path / "x")
@@ -105,7 +118,8 @@ def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (OSError(errno.ENOSPC, "full"), DiskFull),
         (OSError(errno.EROFS, "read-only"), ReadOnly),
-        (OSError(errno.EIO, "broken"), OSError),
+        (OSError(errno.EIO, "broken"), StorageError),
+        (OSError(errno.ECHILD, "strange"), ChildProcessError),
         (sqlite3.OperationalError("database or disk is full"), DiskFull),
         (sqlite3.OperationalError("attempt to write a readonly database"), ReadOnly),
         (sqlite3.OperationalError("database is locked"), StorageError),

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reperio import Collection, Document, Field
-from reperio.artifacts import MANIFEST, sha256
+from reperio.artifacts import MANIFEST, sealed, sha256
 from reperio.embeddings import Dense, MultiVector, take
 from reperio.errors import (
     ConfigurationError,
@@ -479,7 +479,7 @@ def sealed_again(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
     np.save(folder / name, change(np.load(folder / name)))
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(sealed(manifest))
 
 
 def raised(place: int, by: int) -> Callable[[Any], Any]:
