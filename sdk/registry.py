@@ -33,6 +33,8 @@ BUILT_IN: dict[str, str] = {
     "Fuse": "reperio.fusion:Fuse",
     "GivenVectors": "reperio.encoders.given:GivenVectors",
     "HashEncoder": "reperio.encoders.hashing:HashEncoder",
+    "HashWeights": "reperio.encoders.hashing:HashWeights",
+    "HashWords": "reperio.encoders.hashing:HashWords",
     "HnswlibIndex": "reperio.indexes.hnswlib:HnswlibIndex",
     "InvertedIndex": "reperio.indexes.inverted:InvertedIndex",
     "MilvusIndex": "reperio.indexes.milvus:MilvusIndex",

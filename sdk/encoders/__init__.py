@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from reperio.encoders.dense import DenseEncoder as DenseEncoder
     from reperio.encoders.given import GivenVectors as GivenVectors
     from reperio.encoders.hashing import HashEncoder as HashEncoder
+    from reperio.encoders.hashing import HashWeights as HashWeights
+    from reperio.encoders.hashing import HashWords as HashWords
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.wholewords import WholeWords as WholeWords
 
@@ -17,11 +19,22 @@ _EXPORTS = {
     "DenseEncoder": "reperio.encoders.dense",
     "GivenVectors": "reperio.encoders.given",
     "HashEncoder": "reperio.encoders.hashing",
+    "HashWeights": "reperio.encoders.hashing",
+    "HashWords": "reperio.encoders.hashing",
     "SparseSum": "reperio.encoders.summed",
     "WholeWords": "reperio.encoders.wholewords",
 }
 
-__all__ = ["BM25Encoder", "DenseEncoder", "GivenVectors", "HashEncoder", "SparseSum", "WholeWords"]
+__all__ = [
+    "BM25Encoder",
+    "DenseEncoder",
+    "GivenVectors",
+    "HashEncoder",
+    "HashWeights",
+    "HashWords",
+    "SparseSum",
+    "WholeWords",
+]
 
 
 def __getattr__(name: str) -> object:

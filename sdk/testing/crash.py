@@ -21,46 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from reperio.collection import Collection
-from reperio.encoders.bm25 import BM25Encoder
-from reperio.encoders.hashing import HashEncoder
 from reperio.errors import MissingDependency, NotFound
-from reperio.indexes.bm25 import BM25Index
-from reperio.indexes.faiss import FaissIndex
-from reperio.protocols import Index
+from reperio.protocols import Index, Spec
 from reperio.registry import build
-from reperio.signals import Signal
+from reperio.testing.kinds import KINDS, label, signals
 from reperio.types import Document
 
-KINDS: dict[str, tuple[dict[str, Any], ...]] = {
-    "bm25": ({"type": "BM25Index"}, {"type": "BM25Index", "precision": "float32"}),
-    "dense": (
-        *({"type": "FaissIndex", "factory": factory} for factory in ("Flat", "HNSW16", "IVF4,Flat", "SQ8")),
-        {"type": "FlatIndex"},
-        {"type": "BinaryIndex"},
-        {"type": "HnswlibIndex"},
-        {"type": "QuantizedIndex", "train_size": 100},
-        {"type": "QueryAwareIndex", "metric": "cosine", "train_size": 64},
-        {
-            "type": "TransformedIndex",
-            "index": {"type": "FaissIndex", "factory": "HNSW16", "metric": "ip"},
-            "transforms": [{"type": "Centre"}],
-            "train_size": 64,
-        },
-        {"type": "UsearchIndex"},
-    ),
-}
-"""Indexes that the worker switches between, by signal."""
+EVERY: tuple[tuple[str, Spec], ...] = tuple((signal, spec) for signal, specs in KINDS.items() for spec in specs)
+"""The kinds of index that the worker switches between."""
 
 IDS = 400
 BATCH = 16
-
-
-def signals() -> dict[str, Signal[Any]]:
-    """A small hybrid that needs no model."""
-    return {
-        "bm25": Signal(BM25Encoder(), BM25Index(), stored=False),
-        "dense": Signal(HashEncoder(32), FaissIndex()),
-    }
 
 
 def _text(name: str, version: int) -> str:
@@ -74,25 +45,30 @@ class Worker:
     ----------
     folder
         Holds the collection and the log.
-    seed
-        Decides what is done.
+    number
+        Decides what is done: in its turn, each kind of index comes first.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self._random = random.Random(seed)
+    def __init__(self, folder: Path, number: int) -> None:
+        self._random = random.Random(number)
+        self._next = EVERY[7 * number % len(EVERY)]  # all of them in turn, far ones first
         self._log = os.open(folder / "log.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._version = time.time_ns()
-        self._collection = Collection.open(folder / "collection", signals=signals() if seed == 0 else None)
+        self._collection = Collection.open(folder / "collection", signals=signals() if number == 0 else None)
 
     def run(self) -> None:
         """Go on until killed; says on standard output when it begins and what it is at."""
         steps = [self.upsert, self.delete, self.checkpoint, self.reindex, self.rollback, self.compact]
         weights = [12, 2, 3, 3, 1, 1]
+        order = iter([self.upsert, self.reindex, self.checkpoint])
         while True:
-            (step,) = self._random.choices(steps, weights)
-            sys.stdout.write(f"{step.__name__}\n")
-            sys.stdout.flush()
+            step = next(order, None) or self._random.choices(steps, weights)[0]
+            self._say(step.__name__)
             step()
+
+    def _say(self, what: str) -> None:
+        sys.stdout.write(f"{what}\n")
+        sys.stdout.flush()
 
     def _note(self, state: str, changes: Mapping[str, int | None]) -> None:
         os.write(self._log, (json.dumps([state, changes]) + "\n").encode())
@@ -120,9 +96,10 @@ class Worker:
 
     def reindex(self) -> None:
         """Another kind of index; one whose library is not installed is passed over."""
-        name = self._random.choice(sorted(KINDS))
+        (name, spec), self._next = self._next, self._random.choice(EVERY)
         with contextlib.suppress(MissingDependency):
-            index: Index[Any] = build(self._random.choice(KINDS[name]))
+            index: Index[Any] = build(spec)
+            self._say(f"reindex {label(index.spec)}")
             self._collection.reindex(name, index)
 
     def rollback(self) -> None:
@@ -142,7 +119,9 @@ class Trial:
     Attributes
     ----------
     during
-        What the worker was at.
+        What the worker was at; of a reindex, the kind of index as well.
+    kinds
+        The kinds of index that were in use.
     documents
         Live documents afterwards.
     problems
@@ -150,6 +129,7 @@ class Trial:
     """
 
     during: str
+    kinds: tuple[str, ...]
     documents: int
     problems: tuple[str, ...]
 
@@ -195,7 +175,8 @@ def _look(folder: Path, during: str) -> Trial:
         problems += collection.verify().problems
         if found and not len(collection.search("document in version about topic1", 5)):
             problems.append("a search finds nothing")
-    return Trial(during, len(found), tuple(problems))
+        kinds = tuple(label(signal["index"]) for signal in collection.stats().signals.values())
+    return Trial(during, kinds, len(found), tuple(problems))
 
 
 def _lost(log: Path, found: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reperio.encoders import BM25Encoder, DenseEncoder, GivenVectors, HashEncoder
+from reperio.encoders import BM25Encoder, DenseEncoder, GivenVectors, HashEncoder, HashWeights, HashWords
 from reperio.errors import ConfigurationError, UnsupportedOperation
 from reperio.registry import build
 from reperio.testing.encoder import EncoderContract
@@ -29,6 +29,22 @@ class TestHashEncoder(EncoderContract):
     @pytest.fixture
     def encoder(self) -> HashEncoder:
         return HashEncoder(1024)
+
+
+class TestHashWeights(EncoderContract):
+    tolerance = 0.0
+
+    @pytest.fixture
+    def encoder(self) -> HashWeights:
+        return HashWeights(1 << 20)
+
+
+class TestHashWords(EncoderContract):
+    tolerance = 0.0
+
+    @pytest.fixture
+    def encoder(self) -> HashWords:
+        return HashWords()
 
 
 class TestBM25Encoder(EncoderContract):
@@ -69,7 +85,7 @@ def test_given_vectors_are_told_apart_by_dimensions_and_name() -> None:
     assert GivenVectors(3).fingerprint.differences(given.fingerprint) == ['made_by: "given" != "elsewhere"']
 
 
-@pytest.mark.parametrize("encoder", [GivenVectors, HashEncoder])
-def test_a_dimension_below_one_is_refused(encoder: type[GivenVectors] | type[HashEncoder]) -> None:
+@pytest.mark.parametrize("encoder", [GivenVectors, HashEncoder, HashWeights, HashWords])
+def test_a_dimension_below_one_is_refused(encoder: type[GivenVectors | HashEncoder | HashWeights | HashWords]) -> None:
     with pytest.raises(ConfigurationError, match="dim is 0"):
         encoder(0)
