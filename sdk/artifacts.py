@@ -105,10 +105,14 @@ def sealed(values: Mapping[str, Any]) -> str:
 
 
 def unsealed(text: str) -> dict[str, Any]:
-    """What `sealed` wrote; raises ValueError, KeyError or TypeError if it was altered."""
-    values: dict[str, Any] = json.loads(text)
-    wanted = values.pop("sha256")
-    if wanted != _own(values):
+    """What `sealed` wrote; raises ValueError if it was altered."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+        wanted = values.pop("sha256")
+        own = _own(values)
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no object with a checksum: {error}") from error
+    if wanted != own:
         raise ValueError("its SHA-256 differs")
     return values
 
@@ -185,29 +189,53 @@ def read_folder(path: Path, kind: str, *, checksums: bool = True) -> dict[str, A
     Parameters
     ----------
     checksums
-        Whether to read every byte; sizes are checked always.
+        Whether to read every byte; the manifest, and which files there are and of what size, is checked always.
 
     Raises
     ------
     NotFound, NewerFormat, CorruptArtifact
     """
-    try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-        version = json.loads(text)["format"]
-        if version > FORMAT:  # first: what a newer release seals may be another thing
-            raise NewerFormat(f"{path} has format {version}; this release reads up to {FORMAT}.", "Upgrade reperio.")
-        manifest = unsealed(text)
-        found, files, meta = manifest["kind"], manifest["files"], manifest["meta"]
-    except FileNotFoundError as error:
-        raise NotFound(f"{path} holds no {MANIFEST}.", "Check the path.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptArtifact(f"{path / MANIFEST} is damaged: {error}.", "Rebuild or restore it.") from error
-    if found != kind:
-        raise CorruptArtifact(f"{path} holds a {found}, not a {kind}.", "Check the path.")
+    manifest = _manifest(path)
+    if manifest["kind"] != kind:
+        raise CorruptArtifact(f"{path} holds a {manifest['kind']}, not a {kind}.", "Check the path.")
+    files: dict[str, dict[str, Any]] = manifest["files"]
     for name, wanted in files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != wanted["bytes"]:
             raise CorruptArtifact(f"{file} is missing or not {wanted['bytes']} bytes long.", "Rebuild or restore it.")
         if checksums and sha256(file) != wanted["sha256"]:
             raise CorruptArtifact(f"{file} was altered: its SHA-256 differs.", "Rebuild or restore it.")
-    return dict(meta)
+    # Some files are there or not by what an index has learnt: one that was put there would be taken for part of it.
+    known = {MANIFEST, *(name.split("/")[0] for name in files)}
+    strange = sorted(entry.name for entry in path.iterdir() if entry.name not in known and entry.name[0] != ".")
+    if strange:
+        raise CorruptArtifact(f"{path} holds {strange[0]}, which was not saved with it.", "Take it away.")
+    return dict(manifest["meta"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What a folder's manifest says, once it is known to be whole."""
+    fix = "Rebuild or restore it."
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+        version = json.loads(text)["format"]
+        if isinstance(version, int) and version > FORMAT:  # first: what a newer release seals may be another thing
+            raise NewerFormat(f"{path} has format {version}; this release reads up to {FORMAT}.", "Upgrade reperio.")
+        manifest = unsealed(text)
+        sound = version == FORMAT and isinstance(manifest["kind"], str) and isinstance(manifest["meta"], dict)
+        if not sound or not all(_names_a_file(name, told) for name, told in manifest["files"].items()):
+            raise CorruptArtifact(f"{path / MANIFEST} is no manifest of format {FORMAT}.", fix)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"{path} holds no {MANIFEST}.", "Check the path.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, IsADirectoryError) as error:
+        raise CorruptArtifact(f"{path / MANIFEST} is damaged: {error}.", fix) from error
+    return manifest
+
+
+def _names_a_file(name: str, told: object) -> bool:
+    """Whether this is a file of the folder itself, or the manifest of one inside, with its size and checksum."""
+    parts = name.split("/")
+    inside = len(parts) == 1 or (len(parts) == 2 and parts[1] == MANIFEST)
+    plain = all(part not in ("", ".", "..") and "\0" not in part and len(os.fsencode(part)) < 256 for part in parts)
+    kept = isinstance(told, dict) and isinstance(told.get("bytes"), int) and isinstance(told.get("sha256"), str)
+    return inside and plain and kept

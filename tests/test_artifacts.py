@@ -79,6 +79,46 @@ def test_damage_is_found_and_named(tmp_path: Path, kind: str) -> None:
         read_folder(tmp_path / "x", "thing")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "null",
+        '{"format": true}',
+        '{"format": "1", "kind": "thing", "meta": {}, "files": {}}',
+        '{"format": 1, "kind": "thing", "meta": {}, "files": {}, "sha256": "0"}',
+        '{"format": 1e999}',
+        "\ufeff{}",
+    ],
+)
+def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "x")
+    (tmp_path / "x" / "manifest.json").write_text(text)
+    with pytest.raises(CorruptArtifact, match=r"manifest\.json"):
+        read_folder(tmp_path / "x", "thing")
+
+
+@pytest.mark.parametrize("name", ["../data.txt", "/etc/hostname", "a/b/manifest.json", "inner/data.txt", "n" * 300, ""])
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path: Path, name: str, checksums: bool) -> None:
+    write(tmp_path / "x")
+    manifest = tmp_path / "x" / "manifest.json"
+    told = json.loads(manifest.read_text())
+    told["files"][name] = told["files"]["data.txt"]
+    manifest.write_text(artifacts.sealed(told))
+    with pytest.raises(CorruptArtifact, match="no manifest of format"):
+        read_folder(tmp_path / "x", "thing", checksums=checksums)
+
+
+def test_a_file_that_was_not_saved_is_not_taken_for_part_of_the_folder(tmp_path: Path) -> None:
+    write(tmp_path / "x")
+    (tmp_path / "x" / ".DS_Store").touch()
+    read_folder(tmp_path / "x", "thing")
+    (tmp_path / "x" / "cuts.npy").touch()
+    with pytest.raises(CorruptArtifact, match=r"cuts\.npy, which was not saved"):
+        read_folder(tmp_path / "x", "thing")
+
+
 def test_an_inner_folder_is_vouched_for(tmp_path: Path) -> None:
     with new_folder(tmp_path / "outer", "outer", {}) as folder:
         write(folder / "inner")
