@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
+from reperio.derived import SnapshotTooOld
 from reperio.embeddings import Dense
 from reperio.errors import ConfigurationError, InvalidInput, ReadOnly
 from reperio.explain import Explanation
@@ -26,9 +27,10 @@ from reperio.protocols import Index, Spec
 from reperio.registry import build
 from reperio.retrieval import Options
 from reperio.searcher import Request, Searcher
-from reperio.signals import LiveSignal
+from reperio.signals import LiveSignal, replayed
 from reperio.stores.rows import Mode
 from reperio.types import Document, Query, Ranking
+from reperio.upkeep import Upkeep
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Collection:
         self._closed = False
         self._lock = SharedLock()
         self._searcher = Searcher(self._store, signals, self._current)
+        self._upkeep = Upkeep(self._store, list(signals.values()), self._lock, self._catch_up)
 
     @classmethod
     def open(
@@ -264,14 +267,12 @@ class Collection:
     def checkpoint(self) -> None:
         """Write the indexes to disk, so that the next opening need not replay."""
         self._check_writable()
-        with self._lock.alone():
-            for signal in self._signals.values():
-                signal.derived.checkpoint()
+        self._upkeep.checkpoint()
 
     def reindex(self, signal: str, index: Index[Any] | str) -> None:
         """Fill another, empty index from the store, then switch to it; `rollback` switches back.
 
-        Searches of other processes go on in the old index until the switch, which is a rename.
+        Searches go on in the old index until the switch, which is a rename, and commits of other threads go on too.
 
         Parameters
         ----------
@@ -284,20 +285,17 @@ class Collection:
         fresh = self._from_factory(signal, index) if isinstance(index, str) else index
         if len(fresh):
             raise ConfigurationError(f"The index holds {len(fresh)} rows already.", "Give an empty index.")
-        live = self._named(signal)
-        with self._lock.alone():
-            live.derived.reindex(fresh)
+        self._upkeep.reindex(self._named(signal), fresh)
 
     def rollback(self, signal: str) -> None:
         """Go back to the index before the last `reindex`; documents committed since are in it too."""
         self._check_writable()
-        live = self._named(signal)
-        with self._lock.alone():
-            live.derived.rollback()
-            live.derived.catch_up()
+        self._upkeep.rollback(self._named(signal))
 
     def compact(self) -> int:
-        """Take replaced and deleted versions off the disk and rebuild the indexes without them.
+        """Rebuild the indexes without replaced and deleted versions, then take these off the disk.
+
+        Searches go on meanwhile. A ranking that was found before, and not looked into, may raise `StaleResult`.
 
         Returns
         -------
@@ -305,11 +303,7 @@ class Collection:
             How many versions were taken away.
         """
         self._check_writable()
-        with self._lock.alone():
-            removed = self._store.purge()
-            for signal in self._signals.values():
-                signal.derived.rebuild()
-        return removed
+        return self._upkeep.compact()
 
     # Reading
 
@@ -464,8 +458,8 @@ class Collection:
         signals = list(self._signals.values())
         for signal in signals:
             problems += signal.derived.problems()
-        with self._current(signals), self._store.snapshot():
-            live = self._store.matching(None)
+        with self._current(signals):
+            live = self._store.matching(None, at=replayed(signals))
             for signal in signals:
                 problems += signal.problems(live)
         return VerifyReport(documents=len(live), problems=tuple(problems))
@@ -488,23 +482,44 @@ class Collection:
 
     @contextmanager
     def _current(self, signals: Sequence[LiveSignal]) -> Generator[None]:
-        """Hold the signals' indexes still, at the store's last commit."""
-        if not any(signal.derived.transactional for signal in signals):
+        """Hold the signals' indexes still, at one commit: the store's last, unless another follows at once."""
+        with ExitStack() as held:
+            while not self._hold(signals, held):
+                held.close()
+            yield
+
+    def _hold(self, signals: Sequence[LiveSignal], held: ExitStack) -> bool:
+        seq = None
+        if self._store.host is None:
             self._store.refresh()
-            self._catch_up(signals)
-            with self._lock.shared():
-                yield
-            return
-        while True:
-            # An index in the database shows what this thread's snapshot shows; the others are brought to the same.
-            with self._store.snapshot() as seq:
-                self._catch_up(signals)
-                with self._lock.shared():
-                    if all(signal.derived.seq == seq for signal in signals):
-                        yield
-                        return
+        else:  # an index in the database shows what this thread's snapshot shows; the others are brought to the same
+            seq = held.enter_context(self._store.snapshot())
+        try:
+            self._replay(signals)
+        except SnapshotTooOld as error:
+            held.close()
+            self._renew(error)
+            return False
+        held.enter_context(self._lock.shared())
+        # Another thread may have gone on, or switched, since.
+        found = {signal.derived.seq for signal in signals if signal.derived.follows}
+        return len(found | ({seq} - {None})) <= 1
 
     def _catch_up(self, signals: Sequence[LiveSignal]) -> None:
+        while True:
+            try:
+                self._replay(signals)
+            except SnapshotTooOld as error:
+                self._renew(error)
+            else:
+                return
+
+    def _renew(self, error: SnapshotTooOld) -> None:
+        self._store.refresh()
+        if self._store.seq < error.seq:
+            error.derived.distrust()
+
+    def _replay(self, signals: Sequence[LiveSignal]) -> None:
         if any(signal.derived.behind for signal in signals):
             # All of them, so that one search never sees two states; the store's lock is taken inside, never around.
             with self._lock.alone(), self._store.snapshot():

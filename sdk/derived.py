@@ -10,26 +10,39 @@ and what a generation names is dropped when no other names it.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text, sealed, unsealed
 from reperio.embeddings import Ids, IdSet
-from reperio.errors import CorruptArtifact, NewerFormat, NotFound, StorageError
+from reperio.errors import CorruptArtifact, NotFound, ServerUnavailable, StorageError
+from reperio.generations import Current, Generations, Stamp
 from reperio.protocols import Index, Served, Spec, Trainable
 from reperio.registry import build, resolve
 
 CHUNK = 4096
 """Rows read from the store at a time while an index replays: the bound on its memory beside the index itself."""
 
-KEPT = 2
-"""Generations kept: the current one and the one to roll back to."""
+
+class SnapshotTooOld(Exception):
+    """A checkpoint is ahead of the snapshot that the store is read in: take another snapshot.
+
+    Attributes
+    ----------
+    derived
+        Whose.
+    seq
+        Where the checkpoint is.
+    """
+
+    def __init__(self, derived: DerivedIndex, seq: int) -> None:
+        super().__init__(f"{derived.folder} is at {seq}")
+        self.derived = derived
+        self.seq = seq
 
 
 class Log(Protocol):
@@ -49,13 +62,31 @@ class Log(Protocol):
     def removed_since(self, seq: int, /) -> Ids: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Current:
-    """Which generation is in use, and what a rebuild would build."""
+@dataclass(slots=True)
+class Beside:
+    """An index that is made ready beside the one in use.
 
+    Attributes
+    ----------
+    index, spec
+        What it is, and what a rebuild would build.
+    keeps
+        Whether the one in use stays, to be rolled back to.
+    seq
+        The commit that it is at.
+    name, born
+        Its generation and the first that held it, when it is on disk.
+    saved
+        Where that generation is.
+    """
+
+    index: Index[Any]
     spec: Spec
-    generation: str | None = None
-    previous: str | None = None
+    keeps: bool
+    seq: int = 0
+    name: str | None = None
+    born: str | None = None
+    saved: int = -1
 
 
 def replay(log: Log, embed: Callable[[Ids], Any], index: Index[Any], since: int) -> tuple[int, int]:
@@ -112,9 +143,11 @@ class DerivedIndex:
         self.replayed = 0
         self._log = log
         self._embed = embed
-        self._declared = spec
         self._fingerprint = fingerprint
-        self._stamp: tuple[int, int] | None = None
+        self._generations = Generations(folder, spec)
+        self._stamp: Stamp | None = None
+        self._born: str | None = None
+        self._ahead_of_all: Stamp | None = None
         self._index: Index[Any] | None = None
 
     @property
@@ -128,54 +161,81 @@ class DerivedIndex:
     @property
     def spec(self) -> Spec:
         """What a rebuild would build."""
-        return self._current().spec
+        return self._generations.current().spec
 
     @property
     def behind(self) -> bool:
         """Whether the index is not loaded, or not at the store's last commit."""
-        return self._stale or (self.seq < self._log.seq and self._follows)
+        return self._stale() or (self.seq < self._log.seq and self.follows)
 
     @property
-    def _follows(self) -> bool:
+    def follows(self) -> bool:
         """Whether this process brings the index forward: everyone its own, the writer alone one on a server."""
         return self._log.writable or not isinstance(self._index, Served)
 
-    @property
     def _stale(self) -> bool:
-        return self._index is None or self._stamp != self._stamp_of_current() or self.seq < self._log.floor
+        if self._index is None or self.seq < self._log.floor:
+            return True
+        stamp = self._generations.stamp()
+        return stamp != self._stamp and not self._is_this(stamp)
+
+    def _is_this(self, stamp: Stamp) -> bool:
+        """Whether ``CURRENT`` names but a later checkpoint of the index held, which then need not be read again."""
+        name = self._generations.current().generation
+        if name is None or isinstance(self._index, Served):
+            return False
+        try:
+            meta = self._generations.meta(name)
+        except (OSError, NotFound):
+            return False
+        if meta["born"] != self._born:
+            return False
+        self._stamp, self.saved = stamp, int(meta["seq"])
+        return True
 
     def catch_up(self) -> None:
-        """Replay what the store has committed since; load or rebuild first where needed."""
-        if self._stale:
+        """Replay what the store has committed since; load or rebuild first where needed.
+
+        Raises
+        ------
+        SnapshotTooOld
+            If a writer has checkpointed since the store's snapshot was taken.
+        ServerUnavailable
+            If the index is on a server that does not answer: nothing is rebuilt elsewhere.
+        """
+        if self._stale():
             self._load()
-        if self.seq < self._log.seq and self._index is not None and self._follows:
+        if self.seq < self._log.seq and self._index is not None and self.follows:
             self.seq, added = replay(self._log, self._embed, self._index, self.seq)
             self.replayed += added
 
     def _load(self) -> None:
         for _ in range(3):  # a writer may remove the generation that CURRENT named a moment ago
-            self._stamp = self._stamp_of_current()
-            current = self._current()
+            self._stamp = self._generations.stamp()
+            current = self._generations.current()
             if current.generation is not None:
                 try:
-                    self._index, self.seq = self._open(current.generation, current.spec)
+                    loaded = self._open(current.generation, current.spec)
+                except ServerUnavailable:
+                    self._stamp = None
+                    raise
                 except (OSError, NotFound):  # damaged, newer, or removed while it was being read
-                    if self._stamp != self._stamp_of_current():
+                    if self._stamp != self._generations.stamp():
                         continue
                 else:
-                    self.saved = self.seq
-                    self._evict(self._index)
+                    self._index, self.seq, self.saved, self._born = loaded.index, loaded.seq, loaded.saved, loaded.born
+                    self._evict(loaded.index)
                     return
             break
-        current = self._current()
+        current = self._generations.current()
         fresh: Index[Any] = build(current.spec)
-        self._index, self.seq, self.saved, self.replayed = fresh, 0, -1, 0
+        self._index, self.seq, self.saved, self.replayed, self._born = fresh, 0, -1, 0, None
         if isinstance(fresh, Served):
             if not self._log.writable:
                 problem = f"The index of {self.folder.name} is on a server that no checkpoint names."
                 raise StorageError(problem, "Open the collection for writing once, where it was written.")
             # Where the rows will be is known before there are any: a crash leaves none that nobody knows of.
-            self._switch(fresh, 0, current.spec, previous=current.previous)
+            self._write(keep=current.previous)
 
     def _evict(self, index: Index[Any]) -> None:
         """Take away rows that the store does not have: others wrote them, or the store was restored from a backup."""
@@ -185,44 +245,23 @@ class DerivedIndex:
             if len(strangers):
                 index.remove(strangers)
 
-    def _open(self, name: str, spec: Spec) -> tuple[Index[Any], int]:
-        meta = read_folder(self.folder / name, "generation")
+    def _open(self, name: str, spec: Spec) -> Beside:
+        meta = self._generations.meta(name, checksums=True)
+        where = self.folder / name
         if meta["store"] != self._log.uuid or meta["fingerprint"] != self._fingerprint:
-            raise CorruptArtifact(f"{self.folder / name} was made for another collection.", "Rebuild it.")
+            raise CorruptArtifact(f"{where} was made for another collection.", "Rebuild it.")
+        if meta["seq"] > self._log.seq and self._ahead_of_all != self._stamp:
+            raise SnapshotTooOld(self, meta["seq"])
         if not self._log.floor <= meta["seq"] <= self._log.seq:
-            raise CorruptArtifact(f"{self.folder / name} cannot be replayed from {meta['seq']}.", "Rebuild it.")
+            raise CorruptArtifact(f"{where} cannot be replayed from {meta['seq']}.", "Rebuild it.")
         if meta["spec"] != dict(spec):
-            raise CorruptArtifact(f"{self.folder / name} is another kind of index.", "Rebuild it.")
-        opened: Index[Any] = resolve(meta["spec"]["type"]).open(self.folder / name / "index")
-        return opened, int(meta["seq"])
+            raise CorruptArtifact(f"{where} is another kind of index.", "Rebuild it.")
+        seq, born = int(meta["seq"]), meta["born"]
+        return Beside(self._generations.load(name), spec, keeps=True, seq=seq, name=name, born=born, saved=seq)
 
-    # Generations
-
-    def _current(self) -> Current:
-        try:
-            data = unsealed((self.folder / "CURRENT").read_text(encoding="utf-8"))
-            return Current(data["spec"], data["generation"], data["previous"])
-        except FileNotFoundError:
-            return Current(self._declared)
-        except (ValueError, KeyError, TypeError):  # damaged: the newest generation says what it is itself
-            for path in sorted(self._generations(), reverse=True):
-                try:
-                    return Current(read_folder(path, "generation", checksums=False)["spec"], path.name)
-                except (OSError, NotFound):
-                    continue
-            return Current(self._declared)
-
-    def _stamp_of_current(self) -> tuple[int, int]:
-        try:
-            found = (self.folder / "CURRENT").stat()
-        except FileNotFoundError:
-            return (0, 0)
-        return (found.st_ino, found.st_mtime_ns)
-
-    @property
-    def transactional(self) -> bool:
-        """Whether it is read in the store's own snapshot."""
-        return False
+    def distrust(self) -> None:
+        """What ``CURRENT`` names is ahead of all that the store has: the store was restored from a backup."""
+        self._ahead_of_all = self._generations.stamp()
 
     @property
     def served(self) -> bool:
@@ -232,127 +271,108 @@ class DerivedIndex:
     def leave(self) -> None:
         """A reader leaves the folder as it is."""
 
+    # Saving and switching
+
     def checkpoint(self) -> bool:
-        """Write a new generation if the index has moved on, and switch to it; True if one was written."""
-        self.catch_up()
-        index = self.index
-        if self.saved == self.seq:
+        """Write a new generation of the index as it is, and switch to it; False if there is nothing to write.
+
+        Searches may go on meanwhile.
+        """
+        if self._index is None or self.saved == self.seq:
             return False
-        if isinstance(index, Served):
-            index.settle()
-        current = self._current()
         # A checkpoint is the same index further on: what can be rolled back to stays what it was.
-        self._switch(index, self.seq, current.spec, previous=current.previous)
+        self._write(keep=self._generations.current().previous)
         return True
 
-    def reindex(self, index: Index[Any]) -> None:
-        """Fill another, empty index from the store beside the one in use, then switch to it."""
-        if self._current().generation is None:  # there must be something to roll back to
-            self.checkpoint()
-        current = self._current()
-        seq, _ = replay(self._log, self._embed, index, 0)
+    def _write(self, *, keep: str | None) -> None:
+        assert self._index is not None
+        spec = self._generations.current().spec
+        name = self._save(self._index, self.seq, spec, born=self._born)
+        self._stamp = self._generations.use(Current(spec, name, keep))
+        self.saved, self._born = self.seq, self._born or name
+        self._generations.prune(name, keep)
+
+    def _save(self, index: Index[Any], seq: int, spec: Spec, *, born: str | None) -> str:
         if isinstance(index, Served):
             index.settle()
-        self._switch(index, seq, index.spec, previous=current.generation)
+        meta = {"store": self._log.uuid, "fingerprint": self._fingerprint, "spec": dict(spec)}
+        return self._generations.write(index, seq, meta if born is None else {**meta, "born": born})
 
-    def rebuild(self) -> None:
-        """Fill a fresh index of the same kind from the store and save it."""
-        current = self._current()
-        index: Index[Any] = build(current.spec)
-        seq, _ = replay(self._log, self._embed, index, 0)
-        if isinstance(index, Served):
-            index.settle()
-        self._switch(index, seq, current.spec, previous=current.previous)
+    def beside(self, index: Index[Any] | None) -> Beside:
+        """Begin another index, empty; one of the same kind where None, which leaves nothing to roll back to."""
+        spec = self.spec
+        return Beside(build(spec), spec, keeps=False) if index is None else Beside(index, index.spec, keeps=True)
 
-    def rollback(self) -> None:
-        """Switch back to the index before the last `reindex`; a second call undoes the first.
+    def earlier(self) -> Beside:
+        """The index before the last `reindex`, which a switch makes that to be rolled back to.
 
         Raises
         ------
         NotFound
             If there is none.
         """
-        current = self._current()
-        if current.previous is None:
+        name = self._generations.current().previous
+        if name is None:
             raise NotFound(f"{self.folder.name} has no earlier index to roll back to.", "Only a reindex makes one.")
-        spec = read_folder(self.folder / current.previous, "generation")["spec"]
-        self._write_current(Current(spec, current.previous, current.generation))
-        self._index = None
-
-    def _switch(self, index: Index[Any], seq: int, spec: Spec, *, previous: str | None) -> None:
-        name = self._new_name(seq)
-        meta = {"store": self._log.uuid, "fingerprint": self._fingerprint, "seq": seq, "spec": dict(spec)}
-        with new_folder(self.folder / name, "generation", meta) as folder:
-            index.save(folder / "index")
-        self._write_current(Current(spec, name, previous))
-        self._index, self.seq, self.saved = index, seq, seq  # before anything else can fail
-        self._prune(name, previous)
-
-    def _new_name(self, seq: int) -> str:
-        taken = {path.name for path in self._generations()}
-        return next(name for i in range(len(taken) + 1) if (name := f"{seq:012d}-{i}") not in taken)
-
-    def _write_current(self, current: Current) -> None:
-        data = {"generation": current.generation, "previous": current.previous, "spec": dict(current.spec)}
-        replace_text(self.folder / "CURRENT", sealed(data))
-        self._stamp = self._stamp_of_current()
-
-    def _prune(self, *kept: str | None) -> None:
-        past = [path for path in self._generations() if path.name not in kept]
-        if past:
-            self._drop(past, [path for path in self._generations() if path.name in kept])
-        with disk_errors(self.folder):
-            for path in past:
-                shutil.rmtree(path)
-
-    def _drop(self, past: Iterable[Path], kept: Iterable[Path]) -> None:
-        """Take off their server the rows that no generation names any more; where in doubt, they stay."""
+        spec = self._generations.meta(name)["spec"]
         try:
-            named = {index.address for path in kept if (index := self._served(path)) is not None}
-        except (OSError, NotFound):
-            return
-        for path in past:
-            with suppress(OSError, NotFound):
-                index = self._served(path)
-                if index is not None and index.address not in named:
-                    index.drop()
+            found = self._open(name, spec)
+        except ServerUnavailable:
+            raise
+        except (OSError, NotFound):  # damaged, or from before a purge: built anew
+            return Beside(build(spec), spec, keeps=True)
+        self._evict(found.index)
+        return found
 
-    def _served(self, path: Path) -> Served | None:
-        """The index of a generation, if its rows are on a server."""
-        kind = resolve(read_folder(path, "generation", checksums=False)["spec"]["type"])
-        index = kind.open(path / "index") if hasattr(kind, "address") else None
-        return index if isinstance(index, Served) else None
+    def advance(self, beside: Beside) -> None:
+        """Bring it to the store's last commit. Searches of the one in use and commits go on; a purge must not."""
+        if beside.seq < self._log.seq:
+            beside.seq, _ = replay(self._log, self._embed, beside.index, beside.seq)
 
-    def _generations(self) -> Iterator[Path]:
-        if self.folder.is_dir():
-            yield from (path for path in sorted(self.folder.iterdir()) if path.is_dir())
+    def keep(self, beside: Beside) -> None:
+        """Save it."""
+        if beside.name is None:
+            beside.name = self._save(beside.index, beside.seq, beside.spec, born=None)
+            beside.saved, beside.born = beside.seq, beside.name
+
+    def take(self, beside: Beside) -> None:
+        """Switch to it; no search may be going on."""
+        assert beside.name is not None
+        current = self._generations.current()
+        previous = current.generation if beside.keeps else current.previous
+        self._stamp = self._generations.use(Current(beside.spec, beside.name, previous))
+        self._index, self.seq, self.saved, self._born = beside.index, beside.seq, beside.saved, beside.born
+
+    def discard(self, beside: Beside) -> None:
+        """It will not be used."""
+        if beside.born is not None and beside.born == beside.name:
+            current = self._generations.current()
+            if beside.name not in (current.generation, current.previous):
+                self._generations.abandon(beside.name)
+
+    def tidy(self) -> None:
+        """Remove generations that are neither in use nor to roll back to."""
+        current = self._generations.current()
+        self._generations.prune(current.generation, current.previous)
 
     def problems(self) -> Iterator[str]:
         """What is wrong on disk; a checkpoint that does not verify costs a rebuild, never data."""
-        current = self._current()
-        for name in (current.generation, current.previous):
-            if name is not None:
-                try:
-                    meta = read_folder(self.folder / name, "generation")
-                    resolve(meta["spec"]["type"]).open(self.folder / name / "index")
-                except (CorruptArtifact, NewerFormat, NotFound) as error:
-                    yield f"indexes/{self.folder.name}: {error.problem}"
+        return self._generations.problems()
 
     def size(self) -> int:
         """Bytes on disk, here and on a server."""
-        here = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-        return here + (self._index.size() if isinstance(self._index, Served) else 0)
+        return self._generations.size() + (self._index.size() if isinstance(self._index, Served) else 0)
 
     def clean(self) -> None:
         """Remove what a killed writer left, and what is ahead of a store that was restored from a backup."""
-        current = self._current()
+        current = self._generations.current()
         kept = [name if name and not self._ahead(name) else None for name in (current.generation, current.previous)]
         if kept != [current.generation, current.previous]:
-            self._write_current(Current(current.spec, kept[0], kept[1]))
-        self._prune(*kept)
+            self._stamp = self._generations.use(Current(current.spec, kept[0], kept[1]))
+        self._generations.prune(*kept)
 
     def _ahead(self, name: str) -> bool:
         try:
-            return bool(read_folder(self.folder / name, "generation", checksums=False)["seq"] > self._log.seq)
+            return bool(self._generations.meta(name)["seq"] > self._log.seq)
         except (OSError, NotFound):
             return False

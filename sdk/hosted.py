@@ -9,13 +9,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
 from reperio.artifacts import disk_errors
-from reperio.derived import DerivedIndex, replay
+from reperio.derived import Beside, DerivedIndex, replay
 from reperio.embeddings import Ids
 from reperio.errors import NotFound, ServerUnavailable
 from reperio.protocols import Generation, Host, Housed, Index, Spec, Store
@@ -42,7 +43,7 @@ class TableIndex:
         Rows → their embeddings, in order.
     """
 
-    behind = False
+    behind, follows = False, True
 
     def __init__(self, index: Housed, generation: Generation, *, store: Store, host: Host, embed: Embed) -> None:
         self.index: Any = index
@@ -83,6 +84,14 @@ class TableIndex:
     def drop(self) -> None:
         """Take it off the server."""
         self.index.drop()
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """A generation that is filled beside the one in use, and the one to roll back to when it is used."""
+
+    generation: Generation
+    previous: int | None
 
 
 class HostedIndex:
@@ -162,9 +171,9 @@ class HostedIndex:
         return self._used.behind
 
     @property
-    def transactional(self) -> bool:
-        """Whether it is read in the store's own snapshot."""
-        return isinstance(self._used, TableIndex)
+    def follows(self) -> bool:
+        """Whether this process brings it forward, or the commits themselves do."""
+        return self._used.follows
 
     @property
     def served(self) -> bool:
@@ -179,7 +188,7 @@ class HostedIndex:
             used.catch_up()
 
     def checkpoint(self) -> None:
-        """Save what is kept here, settle what is kept there."""
+        """Save what is kept here as far as it has caught up, settle what is kept there."""
         self._save(self._used)
 
     def _save(self, replica: DerivedIndex | TableIndex) -> None:
@@ -221,35 +230,19 @@ class HostedIndex:
                 if path.name.isdecimal() and int(path.name) < max(kept) and int(path.name) not in kept:
                     shutil.rmtree(path)
 
-    def reindex(self, index: Index[Any]) -> None:
-        """Fill an index like this one from the store, then have every client switch to it."""
-        self._renew(index.spec, previous=self._host.current(self._number).number)
+    # Saving and switching
 
-    def rebuild(self) -> None:
-        """Fill a fresh index of the same kind from the store, then switch to it."""
+    def beside(self, index: Index[Any] | None) -> Beside | Renewal:
+        """Begin another index, empty; one of the same kind where None, which leaves nothing to roll back to."""
         used, previous = self._used, self._host.previous(self._number)
-        if isinstance(used, DerivedIndex):  # every client's own affair
-            with self._cache_alone() as alone:
-                if alone:
-                    used.rebuild()
-            return
-        self._renew(self.spec, previous=None if previous is None else previous.number)
+        if index is None and isinstance(used, DerivedIndex):  # every client's own affair
+            return used.beside(None)
+        spec = self.spec if index is None else index.spec
+        kept = self._host.current(self._number) if index is not None else previous
+        return Renewal(self._host.start(self._number, spec), None if kept is None else kept.number)
 
-    def _renew(self, spec: Spec, *, previous: int | None) -> None:
-        generation = self._host.start(self._number, spec)
-        try:
-            replica = self._replica(generation)
-            replica.catch_up()
-            self._save(replica)
-            with self._store.writing, self._store.transaction():
-                replica.catch_up()  # what was committed while it was filled
-                self._host.switch(self._number, generation.number, previous)
-            self._store.refresh()
-        finally:
-            self.clean()
-
-    def rollback(self) -> None:
-        """Have every client switch back to the index before the last `reindex`; a second call undoes the first.
+    def earlier(self) -> Renewal:
+        """The index before the last `reindex`, which a switch makes that to be rolled back to.
 
         Raises
         ------
@@ -259,10 +252,55 @@ class HostedIndex:
         current, previous = self._host.current(self._number), self._host.previous(self._number)
         if previous is None:
             raise NotFound(f"{self.folder.name} has no earlier index to roll back to.", "Only a reindex makes one.")
-        with self._store.writing, self._store.transaction():
-            self._replica(previous).catch_up()
-            self._host.switch(self._number, previous.number, current.number)
-        self._store.refresh()
+        return Renewal(previous, current.number)
+
+    def advance(self, beside: Beside | Renewal) -> None:
+        """Bring it to the store's last commit. Searches of the one in use and commits go on; a purge must not."""
+        if isinstance(beside, Renewal):
+            self._replica(beside.generation).catch_up()
+        else:
+            self._own.advance(beside)
+
+    def keep(self, beside: Beside | Renewal) -> None:
+        """Save what is kept here, settle what is kept there."""
+        if isinstance(beside, Renewal):
+            self._save(self._replica(beside.generation))
+            return
+        with self._cache_alone() as alone:
+            if alone:
+                self._own.keep(beside)
+
+    def take(self, beside: Beside | Renewal) -> None:
+        """Switch to it: every client of the store, or this one for an index of its own; no search may be going on."""
+        if isinstance(beside, Renewal):
+            with self._store.writing, self._store.transaction():
+                self._replica(beside.generation).catch_up()  # what was committed while it was filled
+                self._host.switch(self._number, beside.generation.number, beside.previous)
+            self._store.refresh()
+        elif beside.name is not None:
+            self._own.take(beside)
+
+    def discard(self, beside: Beside | Renewal) -> None:
+        """It will not be used."""
+        if isinstance(beside, Renewal):
+            self.clean()
+        else:
+            self._own.discard(beside)
+
+    def tidy(self) -> None:
+        """Remove what is neither in use nor to roll back to."""
+        used = self._used
+        if isinstance(used, DerivedIndex):
+            with self._cache_alone() as alone:
+                if alone:
+                    used.tidy()
+        self.clean()
+
+    @property
+    def _own(self) -> DerivedIndex:
+        used = self._used
+        assert isinstance(used, DerivedIndex)
+        return used
 
     def clean(self) -> None:
         """Remove from the server what is neither in use nor to roll back to, such as a reindex cut short."""

@@ -253,8 +253,11 @@ class Store(Protocol):
         """What is held of each live document by id; absent ids are left out."""
         ...
 
-    def matching(self, condition: Filter | None, /) -> IdSet:
-        """Row keys of live documents that pass; raises `FilterError` on a field or type that no document has."""
+    def matching(self, condition: Filter | None, /, *, at: int | None = None) -> IdSet:
+        """Row keys of live documents that pass; raises `FilterError` on a field or type that no document has.
+
+        Of the commit ``at``, where given, as long as no purge has come after it: else `StaleResult`.
+        """
         ...
 
     def fields(self) -> dict[str, set[str]]:
@@ -289,8 +292,9 @@ class Store(Protocol):
         """Add new versions and remove old ones at once; on disk when this returns their sequence number."""
         ...
 
-    def purge(self) -> int:
-        """Drop the versions that were replaced or deleted, with their embeddings; returns how many."""
+    def purge(self, until: int | None = None, /) -> int:
+        """Drop the versions that were replaced or deleted by the commit ``until``, by any where None, with their
+        embeddings; returns how many. Reading goes on meanwhile."""
         ...
 
     def problems(self) -> Iterable[str]:

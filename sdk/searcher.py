@@ -17,7 +17,7 @@ from reperio.filters import Filter
 from reperio.fusion import Convex, Fusion
 from reperio.protocols import Store
 from reperio.retrieval import MIN_DEPTH, OVERFETCH, Found, Options, Pool, alone, candidates, plan, pools
-from reperio.signals import LiveSignal
+from reperio.signals import LiveSignal, replayed
 from reperio.types import Document, Hit, Neighbors, Query, Ranking
 
 
@@ -120,14 +120,7 @@ class Searcher:
 
     def _allowed(self, used: Sequence[LiveSignal], request: Request) -> IdSet | None:
         """Rows that pass, of those that the indexes hold: the store may be a commit ahead of them."""
-        if request.where is None:
-            return None
-        with self._store.snapshot() as seq:
-            rows = self._store.matching(request.where)
-        for signal in used:
-            if signal.derived.seq != seq:
-                rows = np.intersect1d(rows, signal.index.ids, assume_unique=True)
-        return rows
+        return None if request.where is None else self._store.matching(request.where, at=replayed(used))
 
     def _find(
         self, used: Sequence[LiveSignal], encoded: Mapping[str, Any], request: Request, allowed: IdSet | None

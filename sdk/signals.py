@@ -88,6 +88,11 @@ def _canaries(encoder: Encoder[Any]) -> list[str] | None:
     return [row.hex() for encoded in both for row in to_bytes(encoded.embeddings)]
 
 
+def replayed(signals: Sequence[LiveSignal]) -> int | None:
+    """The commit that the indexes are at, of which the store may be ahead; None where a server's alone are searched."""
+    return min((signal.derived.seq for signal in signals if signal.derived.follows), default=None)
+
+
 class LiveSignal:
     """A signal of an open collection.
 

@@ -35,11 +35,13 @@ def test_a_commit_during_a_replay_is_not_lost(tmp_path: Path, step: str, monkeyp
     with Collection.open(tmp_path / "c", signals=signals()) as c:
         c.upsert(documents(50))
         add, late = FlatIndex.add, [True]
+        committing = threading.Thread(target=c.upsert, args=([Document("late", "a walrus")],))
 
         def add_and_commit(self: FlatIndex, ids: Any, embeddings: Any, /) -> None:
             add(self, ids, embeddings)
             if late.pop() if late else False:
-                c.upsert([Document("late", "a walrus")])
+                committing.start()
+                committing.join(0.3)  # a checkpoint makes it wait, the others do not
 
         monkeypatch.setattr(FlatIndex, "add", add_and_commit)
         work: dict[str, Callable[[], object]] = {
@@ -48,6 +50,7 @@ def test_a_commit_during_a_replay_is_not_lost(tmp_path: Path, step: str, monkeyp
             "compact": c.compact,
         }
         work[step]()
+        committing.join(30)
         assert late == []
         assert c.search("walrus", 1).ids == ["late"]
         assert c.verify().problems == ()

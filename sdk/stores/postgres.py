@@ -22,7 +22,7 @@ from reperio.stores import postgres_schema as schema
 from reperio.stores.postgres_host import PostgresHost
 from reperio.stores.postgres_lease import WriterLease
 from reperio.stores.postgres_where import compile_filter
-from reperio.stores.rows import Entry, Known, Mode, Vector, altered, check_id, kinds, present, unpack
+from reperio.stores.rows import Entry, Known, Mode, Vector, altered, check_floor, check_id, kinds, present, unpack
 from reperio.types import Document
 
 _SNAPSHOT = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -242,25 +242,32 @@ class PostgresStore:
         found = self.read(sql, ([schema.id_hash(name) for name in ids],))
         return {name: Known(row, hashed, digest) for name, row, hashed, digest in found}
 
-    def matching(self, condition: Filter | None, /) -> IdSet:
-        """Row keys of live documents that pass, sorted.
+    def matching(self, condition: Filter | None, /, *, at: int | None = None) -> IdSet:
+        """Row keys of live documents that pass, sorted; of the commit ``at`` where given.
 
         Raises
         ------
         FilterError
             On a field that no document has, or a value of a type that the field never had.
+        StaleResult
+            If a purge has come after ``at``.
         """
-        if condition is None:
-            return self._column("SELECT row FROM {}.documents WHERE removed IS NULL")
         with self.snapshot() as seq:
+            asked = seq if at is None else min(at, seq)
+            check_floor(asked, self.floor)
+            live, then = "removed IS NULL", dict[str, Any]()
+            if asked < seq:
+                live, then = "added <= %(at)s AND (removed IS NULL OR removed > %(at)s)", {"at": asked}
+            if condition is None:
+                return self._column(f"SELECT row FROM {{}}.documents WHERE {live}", then)
             filters.check(condition, self.fields())
-            key = (seq, str(filters.to_json(condition)))
+            key = (asked, str(filters.to_json(condition)))
             with self._lock:
                 if key in self._matching:
                     return self._matching[key]
             test, values = compile_filter(condition)
             test = test.replace("{", "{{").replace("}", "}}")
-            rows = self._column(f"SELECT row FROM {{}}.documents WHERE removed IS NULL AND {test}", values)
+            rows = self._column(f"SELECT row FROM {{}}.documents WHERE {live} AND {test}", {**then, **values})
         with self._lock:
             self._matching[key] = rows
             while len(self._matching) > 32:
@@ -361,16 +368,23 @@ class PostgresStore:
             pairs = sorted(kinds(entries))
             self.run(connection, sql, ([name for name, _ in pairs], [kind for _, kind in pairs]))
 
-    def purge(self) -> int:
-        """Drop the versions that were replaced or deleted, with their embeddings; returns how many.
+    def purge(self, until: int | None = None, /) -> int:
+        """Drop the versions that were replaced or deleted by the commit ``until``, by any where None.
 
         An index older than this cannot be replayed, which `floor` records. The server keeps the room for what comes.
+        Reading goes on meanwhile.
+
+        Returns
+        -------
+        int
+            How many were dropped.
         """
         with self.transaction() as connection:
-            seen = self.run(connection, "UPDATE {}.reperio SET floor = seq RETURNING seq, floor, turn").fetchone()
-            dead = "SELECT row FROM {0}.documents WHERE removed IS NOT NULL"
-            self.run(connection, f"DELETE FROM {{0}}.embeddings WHERE row IN ({dead})")
-            removed = self.run(connection, "DELETE FROM {}.documents WHERE removed IS NOT NULL").rowcount
+            sql = "UPDATE {}.reperio SET floor = greatest(floor, least(seq, %s)) RETURNING seq, floor, turn"
+            seen = self.run(connection, sql, (self.seq if until is None else until,)).fetchone()
+            dead = "SELECT row FROM {0}.documents WHERE removed <= %s"
+            self.run(connection, f"DELETE FROM {{0}}.embeddings WHERE row IN ({dead})", (seen[1],))
+            removed = self.run(connection, "DELETE FROM {}.documents WHERE removed <= %s", (seen[1],)).rowcount
         self._seen = seen
         with self._leased() as lease, self.database.session(lease.connection) as connection:
             self.run(connection, "VACUUM (ANALYZE) {0}.documents, {0}.embeddings")

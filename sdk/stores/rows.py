@@ -198,6 +198,18 @@ def present(rows: Ids, found: Mapping[int, object]) -> list[int]:
     return wanted
 
 
+def check_floor(seq: int, floor: int) -> None:
+    """Refuse to look at a commit of which a purge has taken rows away.
+
+    Raises
+    ------
+    StaleResult
+    """
+    if seq < floor:
+        problem = f"Commit {seq} cannot be looked at any more: what came before {floor} was compacted away."
+        raise StaleResult(problem, "Search again.")
+
+
 def altered(row: Sequence[Any], hashed: bytes, wanted: bytes) -> str | None:
     """What is wrong with a document read back, if anything: its columns id, text, metadata, provenance."""
     name, text, metadata, provenance = row

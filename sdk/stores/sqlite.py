@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +21,19 @@ from reperio.embeddings import Ids, IdSet
 from reperio.errors import CorruptArtifact, NewerFormat, NotFound, ReadOnly
 from reperio.filters import Filter
 from reperio.stores import schema
-from reperio.stores.rows import SIGNALS, Entry, Known, Mode, Vector, altered, check_id, kinds, present, unpack
+from reperio.stores.rows import (
+    SIGNALS,
+    Entry,
+    Known,
+    Mode,
+    Vector,
+    altered,
+    check_floor,
+    check_id,
+    kinds,
+    present,
+    unpack,
+)
 from reperio.stores.where import compile_filter
 from reperio.types import Document
 
@@ -130,11 +142,14 @@ class SQLiteStore:
         with self._lock:
             self._connection.close()
 
+    def _check_writable(self) -> None:
+        if not self.writable:
+            raise ReadOnly(f"{self.path.parent} is open for reading.", "Open it with mode='rw'.")
+
     @contextmanager
     def transaction(self) -> Generator[None]:
         """Everything inside is committed, fsynced, or undone."""
-        if not self.writable:
-            raise ReadOnly(f"{self.path.parent} is open for reading.", "Open it with mode='rw'.")
+        self._check_writable()
         with self._lock, disk_errors(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -242,26 +257,37 @@ class SQLiteStore:
         )
         return {name: Known(row, hashed, digest) for name, row, hashed, digest in self._read(sql, (json.dumps(ids),))}
 
-    def matching(self, condition: Filter | None, /) -> IdSet:
-        """Row keys of live documents that pass, sorted.
+    def matching(self, condition: Filter | None, /, *, at: int | None = None) -> IdSet:
+        """Row keys of live documents that pass, sorted; of the commit ``at`` where given.
 
         Raises
         ------
         FilterError
             On a field that no document has, or a value of a type that the field never had.
+        StaleResult
+            If a purge has come after ``at``.
         """
-        if condition is None:
-            return self._column("SELECT row FROM documents WHERE removed IS NULL ORDER BY row")
-        filters.check(condition, self.fields())
-        key = (self.seq, str(filters.to_json(condition)))
-        with self._lock:
-            if key not in self._matching:
-                sql, values = compile_filter(condition)
-                rows = self._column(f"SELECT row FROM documents WHERE removed IS NULL AND {sql} ORDER BY row", values)
+        with self.snapshot() as seq:
+            asked = seq if at is None else min(at, seq)
+            check_floor(asked, self.floor)
+            test, values = "1", list[Any]()
+            if condition is not None:
+                filters.check(condition, self.fields())
+                test, values = compile_filter(condition)
+            key = (asked, str(None if condition is None else filters.to_json(condition)))
+            if condition is not None and key in self._matching:
+                return self._matching[key]
+            if asked == seq:
+                rows = self._column(f"SELECT row FROM documents WHERE removed IS NULL AND {test} ORDER BY row", values)
+            else:
+                then = "added <= ? AND (removed IS NULL OR removed > ?)"
+                sql = f"SELECT row FROM documents WHERE {then} AND {test} ORDER BY row"
+                rows = self._column(sql, [asked, asked, *values])
+            if condition is not None:
                 self._matching[key] = rows
                 while len(self._matching) > 32:
                     self._matching.popitem(last=False)
-            return self._matching[key]
+            return rows
 
     def fields(self) -> dict[str, set[str]]:
         """Every metadata field that a document has had, and the kinds of its values."""
@@ -351,23 +377,34 @@ class SQLiteStore:
             self._connection.execute("UPDATE meta SET value = ? WHERE name = 'seq'", (str(seq),))
         return seq
 
-    def purge(self) -> int:
-        """Drop the versions that were replaced or deleted, with their embeddings; returns how many.
+    def purge(self, until: int | None = None, /) -> int:
+        """Drop the versions that were replaced or deleted by the commit ``until``, by any where None.
 
-        An index older than this cannot be replayed, which `floor` records.
+        An index older than this cannot be replayed, which `floor` records. Reading goes on meanwhile: it is done
+        over a connection of its own.
+
+        Returns
+        -------
+        int
+            How many were dropped.
         """
-        with self._lock:
-            with self.transaction():
-                dead = self._column("SELECT row FROM documents WHERE removed IS NOT NULL")
-                low, high = dead * SIGNALS, dead * SIGNALS + SIGNALS - 1
-                spans = zip(low.tolist(), high.tolist(), strict=True)
-                self._connection.executemany("DELETE FROM embeddings WHERE key BETWEEN ? AND ?", spans)
-                self._connection.execute("DELETE FROM documents WHERE removed IS NOT NULL")
-                self._connection.execute("UPDATE meta SET value = ? WHERE name = 'floor'", (str(self.seq),))
-            self.floor = self.seq
-            with disk_errors(self.path):
-                self._connection.execute("VACUUM")
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._check_writable()
+        with self.writing, disk_errors(self.path), closing(self._connect()) as connection:
+            connection.execute("PRAGMA synchronous = FULL")
+            seq = max(self.floor, self.seq if until is None else min(until, self.seq))
+            connection.execute("BEGIN IMMEDIATE")
+            sql = "SELECT row FROM documents WHERE removed <= ?"
+            dead: Ids = np.fromiter((row for (row,) in connection.execute(sql, (seq,))), dtype=np.int64)
+            low, high = dead * SIGNALS, dead * SIGNALS + SIGNALS - 1
+            spans = zip(low.tolist(), high.tolist(), strict=True)
+            connection.executemany("DELETE FROM embeddings WHERE key BETWEEN ? AND ?", spans)
+            connection.execute("DELETE FROM documents WHERE removed <= ?", (seq,))
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'floor'", (str(seq),))
+            connection.execute("COMMIT")
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA busy_timeout = 1000")  # who reads an old snapshot still keeps the log
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.refresh()
         return len(dead)
 
     def problems(self) -> list[str]:

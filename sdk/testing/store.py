@@ -207,6 +207,38 @@ class StoreContract:
                 client.texts(old)
         assert store.purge() == 0
 
+    def test_a_purge_until_a_commit_keeps_what_was_replaced_later(self, store: Store, reader: Store) -> None:
+        """An index that is at that commit can still be replayed."""
+        commit(store, some(6))
+        commit(store, some(2), removed=["d5"])
+        then = store.matching(None)
+        commit(store, some(3))
+        assert store.purge(2) == 3
+        assert (store.floor, store.dead()) == (2, 3)
+        for client in (store, reader):
+            client.refresh()
+            assert client.matching(None, at=2).tolist() == then.tolist()
+            assert len(client.fetch(then)) == len(then)
+
+    def test_an_earlier_commit_shows_what_was_live_then(self, store: Store, reader: Store) -> None:
+        """Whoever searches an index that is a commit behind filters what it holds."""
+        few = Field("n") <= 3
+        states = [(store.matching(None), np.empty(0, np.int64))]
+        for entries, removed in ((some(6), []), (some(3), ["d5"]), ([], ["d1"]), (some(8), [])):
+            commit(store, entries, removed=removed)
+            states.append((store.matching(None), store.matching(few)))
+        reader.refresh()
+        for client in (store, reader):
+            for seq, (live, passing) in enumerate(states):
+                assert client.matching(None, at=seq).tolist() == live.tolist()
+                assert client.matching(few, at=seq).tolist() == passing.tolist()
+        store.purge()
+        for client in (store, reader):
+            client.refresh()
+            assert client.matching(few, at=4).tolist() == states[4][1].tolist()
+            with pytest.raises(StaleResult, match="Search again"):
+                client.matching(few, at=3)
+
     # Filters
 
     @pytest.mark.parametrize(
