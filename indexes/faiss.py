@@ -66,7 +66,7 @@ class FaissIndex:
         (in batches of 64 or more). The outcome is `tuning`, kept in the saved folder; the options given go first.
     device
         ``"cpu"``, or a GPU, ``"cuda"`` or ``"cuda:1"``: there it is trained, filled and searched. Selective filters,
-        more than 1024 results, `score` and `save` are served by a copy in main memory, made when it is needed.
+        more than 512 results, `score` and `save` are served by a copy in main memory, made when it is needed.
 
     Raises
     ------
@@ -332,8 +332,10 @@ class FaissIndex:
         found = Neighbors(ids, found.scores)
         if len(held.tail):
             return merge([found, held.tail.search(queries, k, allowed=allowed)], k)
-        ordered = (found.scores[:, 1:] < found.scores[:, :-1]).all()
-        return found if ordered else merge([found], k)
+        falls = found.scores[:, 1:] < found.scores[:, :-1]
+        if not falls.all():  # equal scores, or scores that FAISS gave in another order
+            falls |= (found.scores[:, 1:] == found.scores[:, :-1]) & (ids[:, 1:] >= ids[:, :-1])
+        return found if falls.all() else merge([found], k)
 
     def score(self, queries: Dense, ids: Ids, /) -> Dense:
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held.

@@ -21,8 +21,8 @@ from reperio.types import Neighbors
 
 __all__ = ["OnGpu", "check_device"]
 
-_MOST = 1024
-"""Results and lists that every build of FAISS for GPUs takes; more are for the copy in main memory."""
+_RESULTS, _LISTS = 512, 1024
+"""What FAISS can do on a GPU; more is for the copy in main memory. ``IVF…,SQ8`` aborts the process beyond 512."""
 
 
 def check_device(device: str) -> int | None:
@@ -60,7 +60,7 @@ class OnGpu:
     """A FAISS index that is trained, filled and searched on a GPU.
 
     What GPUs do not do, or only in part, is done by a copy in main memory that is made when it is asked for: filters
-    that keep less than half of the rows, more than 1024 results or lists, scoring of given rows, and saving.
+    that keep less than half of the rows, more than 512 results or 1024 lists, scoring of given rows, and saving.
     Searches take turns: a GPU's scratch memory serves one at a time.
 
     Parameters
@@ -116,8 +116,8 @@ class OnGpu:
         held = int(self.index.ntotal) if chosen is None else len(chosen)
         fetch = min(k, held)
         if chosen is not None:
-            fetch = min(chosen.total, 2 * fetch + 32) if 2 * held >= chosen.total else _MOST + 1
-        if not 0 < fetch <= _MOST or options.get("nprobe", 1) > _MOST:
+            fetch = min(chosen.total, 2 * fetch + 32) if 2 * held >= chosen.total else _RESULTS + 1
+        if not 0 < fetch <= _RESULTS or options.get("nprobe", 1) > _LISTS:
             return None
         parameters = layers.parameters(options)
         with self._lock:
@@ -127,5 +127,7 @@ class OnGpu:
         passing = ids >= 0 if chosen is None else (ids >= 0) & chosen.mask[ids]
         if (passing.sum(axis=1) < min(k, held)).any():
             return None
+        if passing.all():
+            return Neighbors(ids[:, : min(k, held)], scores[:, : min(k, held)])
         order = np.argsort(~passing, axis=1, kind="stable")[:, : min(k, held)]
         return Neighbors(np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1))

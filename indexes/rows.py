@@ -90,6 +90,8 @@ def merge(parts: list[Neighbors], k: int) -> Neighbors:
 
 def pad(ids: Ids, scores: Dense, k: int) -> Neighbors:
     """Fill rows of fewer than k results with ``-1`` and ``-inf``."""
+    if ids.shape[1] == k:
+        return Neighbors(ids, scores)
     missing = ((0, 0), (0, k - ids.shape[1]))
     return Neighbors(np.pad(ids, missing, constant_values=-1), np.pad(scores, missing, constant_values=-np.inf))
 

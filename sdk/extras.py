@@ -62,7 +62,7 @@ def load(module: str, *, extra: str) -> Any:
     MissingDependency
         If the module's top-level package is not installed.
     ConfigurationError
-        If it would crash, because another was imported before it.
+        If it would crash, because another was imported before it, or if it lacks what it is built on.
     """
     top = module.partition(".")[0]
     for first, second in _FIRST.items():
@@ -77,6 +77,10 @@ def load(module: str, *, extra: str) -> Any:
         if error.name is not None and error.name.partition(".")[0] == top:
             raise MissingDependency(top, extra) from error
         raise
+    except (ImportError, OSError, RuntimeError) as error:  # such as FAISS for GPUs without the libraries of CUDA
+        problem = f"{module} is installed, but cannot be loaded: {error}."
+        fix = f"Mend that, or install it again: pip install --force-reinstall 'reperio[{extra}]'."
+        raise ConfigurationError(problem, fix) from error
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:

@@ -14,7 +14,7 @@ import pytest
 
 import reperio
 from reperio import errors
-from reperio.errors import MissingDependency
+from reperio.errors import ConfigurationError, MissingDependency
 from reperio.extras import EXTRAS, load
 from reperio.registry import BUILT_IN, resolve
 
@@ -99,6 +99,14 @@ def test_importing_takes_less_than_a_third_of_a_second() -> None:
 def test_a_missing_package_names_its_extra() -> None:
     with pytest.raises(MissingDependency, match=r"pip install 'reperio\[faiss\]'"):
         load("a_package_that_is_not_there", extra="faiss")
+
+
+def test_a_package_that_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS for GPUs raises where the libraries of CUDA are missing."""
+    (tmp_path / "lacking.py").write_text("raise RuntimeError('nvidia-cublas-cu12 is missing')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"lacking is installed, .* nvidia-cublas-cu12 is missing"):
+        load("lacking", extra="faiss-gpu")
 
 
 def test_an_extra_is_named_when_its_package_is_hidden(tmp_path: Path) -> None:
