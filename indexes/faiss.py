@@ -155,6 +155,11 @@ class FaissIndex:
         return kind is not None and kind.lossless
 
     @property
+    def exhaustive(self) -> bool:
+        """Whether a search compares every row."""
+        return self._declared == "Flat"
+
+    @property
     def lowest(self) -> float:
         """-1 for cosine, else ``-inf``."""
         return -1.0 if self.metric == "cosine" else -np.inf

@@ -168,6 +168,7 @@ class FlatIndex:
     """
 
     lossless = True
+    exhaustive = True
 
     def __init__(self, metric: Metric = "cosine") -> None:
         self.metric: Metric = check_metric(metric)

@@ -93,6 +93,7 @@ class InvertedIndex:
     """
 
     lossless = True
+    exhaustive = True
     returns_only_matches = True
 
     def __init__(self, *, precision: Precision = "uint8") -> None:

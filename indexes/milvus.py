@@ -172,6 +172,11 @@ class MilvusIndex(ServedIndex):
         return _KINDS[self.index_type].lossless and self.vectors != "float16"
 
     @property
+    def exhaustive(self) -> bool:
+        """Whether a search compares every row."""
+        return self.index_type in ("FLAT", "SPARSE_INVERTED_INDEX")
+
+    @property
     def _layout(self) -> dict[str, Any]:
         return {"vectors": self.vectors, "metric": self.metric, "index_type": self.index_type, "params": self.params}
 

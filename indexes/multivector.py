@@ -136,6 +136,11 @@ class MultiVectorIndex:
         return self.codes is None
 
     @property
+    def exhaustive(self) -> bool:
+        """Whether a search compares every row."""
+        return self.codes is None
+
+    @property
     def lowest(self) -> float:
         """``-inf``: a score is a sum over the query's vectors, however many."""
         return -math.inf

@@ -76,6 +76,7 @@ class PostgresTextIndex(PostgresTable):
 
     _kind = "postgres-text-index"
     lossless = True
+    exhaustive = True
     lowest = 0.0
     returns_only_matches = True
 

@@ -133,6 +133,11 @@ class PgvectorIndex(PostgresTable):
         return self.column.dtype in ("float32", "sparse")
 
     @property
+    def exhaustive(self) -> bool:
+        """Whether a search compares every row."""
+        return self.column.index is None
+
+    @property
     def lowest(self) -> float:
         """-1 for cosine, 0 for sparse rows, else ``-inf``."""
         return 0.0 if self.column.dtype == "sparse" else -1.0 if self.column.metric == "cosine" else -math.inf

@@ -127,6 +127,11 @@ class QdrantIndex(ServedIndex):
         return self.vectors != "float16" and self.quantization is None
 
     @property
+    def exhaustive(self) -> bool:
+        """Whether a search compares every row."""
+        return self._sparse or self.url == ":memory:" or bool(self.options.get("exact"))
+
+    @property
     def _layout(self) -> dict[str, Any]:
         layout = {"vectors": self.vectors, "metric": self.metric, "hnsw": self.hnsw}
         return {**layout, "quantization": self.quantization}

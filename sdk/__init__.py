@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reperio.evaluation import evaluate as evaluate
     from reperio.filters import Field as Field
     from reperio.fusion import fuse as fuse
+    from reperio.migration import migrate as migrate
     from reperio.pipeline import Pipeline as Pipeline
     from reperio.retriever import Retriever as Retriever
     from reperio.signals import Signal as Signal
@@ -45,6 +46,7 @@ _EXPORTS = {
     "fuse": "reperio.fusion",
     "hybrid": "reperio.collection",
     "lexical": "reperio.collection",
+    "migrate": "reperio.migration",
     "search": "reperio.api",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "fuse",
     "hybrid",
     "lexical",
+    "migrate",
     "search",
 ]
 

@@ -50,7 +50,8 @@ class Index(Protocol[E_contra]):
     """Embeddings of kind ``E`` → nearest row keys. Derived: never the truth.
 
     Scores: higher is better; a distance is negated. k larger than the index pads. Ties go to the lower key.
-    A mutation that fails leaves the index as it was.
+    A mutation that fails leaves the index as it was. One that compares every row says ``exhaustive = True``; one that
+    does not say is taken for approximate.
     """
 
     @property

@@ -62,12 +62,8 @@ def describe(signal: Signal[Any]) -> dict[str, Any]:
         raise ConfigurationError("A signal of texts stores no embeddings.", "Declare it with Signal(…, stored=False).")
     canaries = _canaries(signal.encoder)
     fresh: Index[Any] = build(signal.index.spec)
-    if canaries is not None:  # an index that cannot take the encoder's output says so before anything is stored
-        embeddings = signal.encoder.encode_document(CANARIES).embeddings
-        if isinstance(fresh, Served):
-            fresh.check(embeddings)
-        else:
-            fresh.add(np.arange(len(CANARIES), dtype=np.int64), embeddings)
+    if canaries is not None:
+        check_index(fresh, signal.encoder.encode_document(CANARIES).embeddings)
     return {
         "encoder": dict(signal.encoder.spec),
         "fingerprint": asdict(signal.encoder.fingerprint),
@@ -75,6 +71,14 @@ def describe(signal: Signal[Any]) -> dict[str, Any]:
         "stored": signal.stored,
         "canaries": canaries,
     }
+
+
+def check_index(fresh: Index[Any], embeddings: Any) -> None:
+    """Have an index that cannot take such embeddings say so before anything is stored; it is of no more use then."""
+    if isinstance(fresh, Served):
+        fresh.check(embeddings)
+    else:
+        fresh.add(np.arange(len(embeddings), dtype=np.int64), embeddings)
 
 
 def _canaries(encoder: Encoder[Any]) -> list[str] | None:

@@ -146,6 +146,42 @@ def verify(collection: Folder, as_json: Json = False) -> None:
 
 
 @app.command()
+def migrate(
+    source: Annotated[str, typer.Argument(help="Folder of a collection, or postgresql://…#name.")],
+    target: Annotated[str, typer.Argument(help="Where it goes: a folder, or postgresql://…#name.")],
+    index: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another index: dense=HNSW32, dense=PgvectorIndex, or 'dense={\"type\": …}'; may be repeated."
+        ),
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Signal to leave behind; may be repeated.")] = None,
+    recall: Annotated[float, typer.Option(help="Least that an approximate index must find.")] = 0.9,
+    batch_size: Annotated[int, typer.Option(min=1, help="Documents in one commit.")] = 512,
+    as_json: Json = False,
+) -> None:
+    """Move a collection to another place or other indexes, and compare; exit code 1 if anything differs.
+
+    Nothing is encoded again. Run it again after it was cut short: it goes on.
+    """
+    with answering(as_json=as_json) as output:
+        from reperio.cli.migrating import migration_view, read_indexes, read_place
+        from reperio.migration import migrate as move
+
+        report = move(
+            read_place(source),
+            read_place(target),
+            indexes=read_indexes(index or ()),
+            without=without or (),
+            recall=recall,
+            batch_size=batch_size,
+        )
+        output.result(report.to_dict(), lambda: migration_view(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def stats(collection: Folder, as_json: Json = False) -> None:
     """Show the sizes, fields and signals of a collection."""
     with answering(as_json=as_json) as output:

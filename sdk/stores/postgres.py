@@ -63,7 +63,7 @@ class PostgresStore:
     def __init__(self, url: str, *, collection: str, mode: Mode = "rw") -> None:
         self.collection = schema.check_name(collection)
         self.database = Database.at(url)
-        self.location = f"{self.database.name}#{quote(collection)}"
+        self.location = self.at(collection)
         self.writable = mode == "rw"
         self.writing = threading.RLock()
         self.host = PostgresHost(self)
@@ -103,6 +103,16 @@ class PostgresStore:
         self._closed = True
         if self._lease is not None:
             self._lease.release()
+
+    def at(self, collection: str) -> str:
+        """Where a collection of this name is."""
+        return f"{self.database.name}#{quote(collection)}"
+
+    def rename(self, collection: str) -> None:
+        """Give the collection another name, for everyone at once; whoever has it open opens it again."""
+        rename = self._sql.SQL("ALTER SCHEMA {} RENAME TO {}")
+        with self.transaction() as connection:
+            connection.execute(rename.format(*map(self._sql.Identifier, (self.collection, collection))))
 
     # Transactions
 

@@ -1,0 +1,97 @@
+"""Which index each signal gets where a collection is moved to, tried on its own embeddings first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from reperio.agreement import metric_of
+from reperio.embeddings import Ids
+from reperio.errors import ConfigurationError, ReperioError
+from reperio.protocols import Housed, Index, Spec
+from reperio.registry import build, registered
+from reperio.signals import LiveSignal, check_index
+
+Given: TypeAlias = Index[Any] | Spec | str
+"""An empty index, its specification, the name of its class, or a FAISS factory string."""
+
+
+def choose(
+    signals: Mapping[str, LiveSignal], given: Mapping[str, Given], without: Sequence[str], *, rows: Ids, hosted: bool
+) -> dict[str, Spec]:
+    """A specification for each signal that is kept.
+
+    Parameters
+    ----------
+    signals
+        Of the source.
+    given
+        What the caller wants; a signal that is not named keeps the index it has.
+    without
+        Signals to leave behind.
+    rows
+        Documents of the source to try an index with.
+    hosted
+        Whether the target is in a database, where an index can live too.
+
+    Raises
+    ------
+    ConfigurationError
+        Unknown signal, none left, or an index that cannot hold it.
+    """
+    if isinstance(without, str):
+        raise ConfigurationError(f"The signals to leave are the bare string {without!r}.", "Give a list of names.")
+    for name in [*given, *without]:
+        if name not in signals:
+            raise ConfigurationError(f"There is no signal {name!r}.", f"There are: {', '.join(signals)}.")
+        if name in given and name in without:
+            raise ConfigurationError(f"The signal {name!r} is to be left behind, and has an index.", "Choose one.")
+    kept = {name: signal for name, signal in signals.items() if name not in without}
+    if not kept:
+        raise ConfigurationError("No signal is left.", "A collection has one at least: leave fewer behind.")
+    return {name: _spec(signal, given.get(name), rows, hosted=hosted) for name, signal in kept.items()}
+
+
+def _spec(signal: LiveSignal, given: Given | None, rows: Ids, *, hosted: bool) -> Spec:
+    what = f"The index for {signal.name!r}"
+    old: Index[Any] = build(signal.derived.spec)
+    fresh = old if given is None else _index(given, metric_of(old), what)
+    if isinstance(fresh, Housed) and not fresh.address and not hosted:
+        problem = (
+            f"{what} is a {type(fresh).__name__} without a url: it lives in PostgreSQL, and the target is a folder."
+        )
+        fix = f"Choose another ({signal.name}=FaissIndex), give it a url, or leave the signal behind."
+        raise ConfigurationError(problem, fix)
+    metrics = metric_of(old), metric_of(fresh)
+    if None not in metrics and metrics[0] != metrics[1]:
+        problem = f"{what} measures by {metrics[1]!r}, the source's by {metrics[0]!r}."
+        raise ConfigurationError(problem, f"Give it metric={metrics[0]!r}.")
+    if len(rows) and given is not None:
+        embeddings = signal.embed(rows)
+        try:
+            check_index(fresh, embeddings)
+        except (ReperioError, AttributeError, TypeError, ValueError) as error:
+            problem = f"{what}, {fresh.spec['type']}, cannot hold its {signal.kind} embeddings: {error}"
+            raise ConfigurationError(problem, "Choose one for this kind.") from error
+    return dict(fresh.spec)
+
+
+def _index(given: Given, metric: str | None, what: str) -> Index[Any]:
+    """An index of its own like the one given: a name or a factory gets the metric of the source."""
+    made: Any
+    if isinstance(given, str) and given not in registered():
+        made = build({"type": "FaissIndex", "factory": given, "metric": metric or "cosine"})
+    elif isinstance(given, str):
+        made = build({"type": given})
+        if metric is not None and "metric" in getattr(made, "spec", {}):
+            made = build({"type": given, "metric": metric})
+    elif isinstance(given, Mapping):
+        made = build(given)
+    else:
+        if len(given):
+            raise ConfigurationError(f"{what} holds {len(given)} rows already.", "Give an empty index.")
+        made = build(given.spec)
+    if not (hasattr(type(made), "add") and hasattr(type(made), "search")):
+        raise ConfigurationError(f"{what} is a {type(made).__name__}.", "Give an index, or a FAISS factory string.")
+    index: Index[Any] = made
+    return index
