@@ -87,11 +87,18 @@ def _index(given: Given, metric: str | None, what: str) -> Index[Any]:
             made = build({"type": given, "metric": metric})
     elif isinstance(given, Mapping):
         made = build(given)
+    elif not _searches(given):
+        made = given
     else:
         if len(given):
             raise ConfigurationError(f"{what} holds {len(given)} rows already.", "Give an empty index.")
         made = build(given.spec)
-    if not (hasattr(type(made), "add") and hasattr(type(made), "search")):
+    if not _searches(made):
         raise ConfigurationError(f"{what} is a {type(made).__name__}.", "Give an index, or a FAISS factory string.")
     index: Index[Any] = made
     return index
+
+
+def _searches(made: object) -> bool:
+    """Asked of the class: what an index holds may be on a server."""
+    return hasattr(type(made), "add") and hasattr(type(made), "search")
