@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reperio.embeddings import Dense, Ids, from_bytes
-from reperio.errors import ReperioError
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.multivector import MultiVectorIndex
 from reperio.protocols import Index, Store
@@ -79,10 +78,13 @@ class Sample:
         The source's.
     rows, texts
         Documents to ask for: their stored embeddings are the queries, or the first words of their texts.
+    silent
+        Why its index cannot be asked, if it cannot.
     """
 
-    def __init__(self, signal: LiveSignal, rows: Ids, texts: Sequence[str]) -> None:
+    def __init__(self, signal: LiveSignal, rows: Ids, texts: Sequence[str], *, silent: str | None) -> None:
         self.signal = signal
+        self._silent = silent
         self.queries: Any = (
             signal.embed(rows)
             if signal.stored
@@ -124,9 +126,9 @@ class Sample:
         least
             Share of the best hits that it must find, if the source does.
         """
-        asked, note = self._ask()
+        asked = ask(self.signal, self.queries) if self._silent is None else None
         if not self._scans and asked is None:
-            return Agreement(self._size, "source", False, None, None, f"the source cannot be asked: {note}")
+            return Agreement(self._size, "source", False, None, None, f"the source cannot be asked: {self._silent}")
         best = self._best if self._scans else asked
         assert best is not None
         rows = _rows(store, found)
@@ -142,13 +144,6 @@ class Sample:
         reference = "exact scan" if self._scans else "source"
         return Agreement(self._size, reference, exact, source, target, problem)
 
-    def _ask(self) -> tuple[Neighbors | None, str]:
-        """What the source finds, or why it cannot be asked: its index may be on a server that is gone."""
-        try:
-            return ask(self.signal, self.queries), ""
-        except ReperioError as error:
-            return None, error.problem
-
     def _truth(self, store: Store, rows: Ids) -> Dense:
         """Exact scores of rows of the source, ``(q, m)``; ``-inf`` where there is none."""
         if not self._scans:
@@ -160,7 +155,6 @@ class Sample:
 
 def ask(signal: LiveSignal, queries: Any) -> Neighbors:
     """The best `DEPTH` rows of a signal, with exact scores."""
-    signal.derived.catch_up()
     return candidates(signal, queries, DEPTH)
 
 

@@ -11,8 +11,9 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
+from reperio.derived import SnapshotTooOld
 from reperio.embeddings import Ids, IdSet
-from reperio.errors import CorruptArtifact, NotFound
+from reperio.errors import CorruptArtifact, NotFound, ReperioError
 from reperio.opening import attach, place
 from reperio.postgres import is_url
 from reperio.protocols import Store
@@ -39,6 +40,8 @@ class Frozen:
         Of the live documents, in order of arrival.
     seq
         The commit.
+    silent
+        Why a signal's index cannot be asked, by name: it may be on a server that is gone.
     """
 
     def __init__(self, thread: ThreadPoolExecutor, path: Path | str, cache: Path | str | None) -> None:
@@ -54,12 +57,32 @@ class Frozen:
         self._held.callback(found.release)
         self.store: Store = found.store
         try:
-            self.seq = self._held.enter_context(self.store.snapshot())
             self.signals: dict[str, LiveSignal] = attach(found, None)
-            self.rows: IdSet = self.store.matching(None)
+            while not self._stop():
+                pass
         except BaseException:
             self._held.close()
             raise
+
+    def _stop(self) -> bool:
+        """Take a snapshot and the indexes at it; False if a checkpoint has overtaken it."""
+        with ExitStack() as held:
+            self.seq = held.enter_context(self.store.snapshot())
+            self.rows: IdSet = self.store.matching(None)
+            self.silent: dict[str, str] = {}
+            for name, signal in self.signals.items():
+                try:
+                    signal.derived.catch_up()
+                except SnapshotTooOld as error:
+                    held.close()
+                    self.store.refresh()
+                    if self.store.seq < error.seq:
+                        error.derived.distrust()
+                    return False
+                except ReperioError as error:
+                    self.silent[name] = error.problem
+            self._held.push(held.pop_all())
+        return True
 
     def close(self) -> None:
         """Let it go on."""

@@ -209,13 +209,17 @@ class _Move:
         there = drafted.place
         try:
             self._declare(there.store)
-            signals = self._attached(there)
+            signals = attach(there, None)
+            collection = Collection(there, signals)
+            for name, signal in signals.items():
+                signal.derived.clean()
+                if dict(signal.derived.spec) != dict(self._chosen[name]):
+                    collection.reindex(name, build(self._chosen[name]))
             copied = Copy(there.store)
             self._stream(signals, copied)
             copied.finish(self._size)
-            for signal in signals.values():
-                signal.derived.checkpoint()
-            problems, agreements = self._check(there, signals)
+            collection.checkpoint()
+            problems, agreements = self._check(there, signals, collection)
             report = self._report(there.store, drafted.location, signals, copied, (problems, agreements))
             if report.ok:
                 drafted.put()
@@ -247,7 +251,7 @@ class _Move:
             if signal.fingerprint.differences(origin.signals[name].fingerprint):
                 raise ConfigurationError(f"{other} its signal {name!r} has another encoder.", "Choose another target.")
         self._stream(signals, None)
-        problems, agreements = self._check(there, signals)
+        problems, agreements = self._check(there, signals, Collection(there, signals))
         if self._digests[0] != self._digests[1]:
             problem = f"{other} its documents are not those of {origin.store.location}: {problems[0]}."
             raise ConfigurationError(problem, "Choose another target, or delete it first.")
@@ -273,15 +277,6 @@ class _Move:
             problem = f"{store.location} holds {what} that was not finished."
             raise ConfigurationError(problem, "Finish that one, or delete what it left there.")
 
-    def _attached(self, there: Place) -> dict[str, LiveSignal]:
-        """The draft's signals, with the indexes that are wanted now."""
-        signals = attach(there, None)
-        for name, signal in signals.items():
-            signal.derived.clean()
-            if dict(signal.derived.spec) != dict(self._chosen[name]):
-                signal.derived.reindex(build(self._chosen[name]))
-        return signals
-
     def _stream(self, signals: Mapping[str, LiveSignal], copied: Copy | None) -> None:
         """Read the whole source once: into the copy, the digest, and the exact scans."""
         origin = self._origin
@@ -302,14 +297,18 @@ class _Move:
 
     def _sampled(self) -> dict[str, Sample]:
         """Documents from all over the source, to ask both sides for."""
-        rows, store = self._origin.rows, self._origin.store
+        origin, rows = self._origin, self._origin.rows
         if not len(rows):
             return {}
         some = np.unique(rows[np.linspace(0, len(rows) - 1, QUERIES).astype(np.int64)])
-        texts = store.texts(some)
-        return {name: Sample(self._origin.signals[name], some, texts) for name in self._chosen}
+        texts = origin.store.texts(some)
+        return {
+            name: Sample(origin.signals[name], some, texts, silent=origin.silent.get(name)) for name in self._chosen
+        }
 
-    def _check(self, there: Place, signals: dict[str, LiveSignal]) -> tuple[list[str], dict[str, Agreement]]:
+    def _check(
+        self, there: Place, signals: Mapping[str, LiveSignal], collection: Collection
+    ) -> tuple[list[str], dict[str, Agreement]]:
         """Counts, digests, the target's own check, and searches."""
         problems: list[str] = []
         with there.store.snapshot():
@@ -319,7 +318,7 @@ class _Move:
             self._digests.append(self._digested(there.store, rows, signals))
         if self._digests[0] != self._digests[1]:
             problems.append(f"the digests differ{self._where(there.store, signals)}")
-        problems += Collection(there, signals).verify().problems
+        problems += collection.verify().problems
         if problems:  # searches over other documents say nothing
             return problems, {}
         agreements = {name: self._agreement(there.store, signals[name]) for name in self._samples}
