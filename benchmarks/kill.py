@@ -16,6 +16,8 @@ from reperio.testing.crash import EVERY, trials
 from reperio.testing.kinds import label
 
 KILLS = 320
+LONGEST = 1.5
+"""Seconds that a writer may live: enough for every kind of index to be filled and saved, or to be cut short."""
 
 
 def run() -> dict[str, Any]:
@@ -25,7 +27,7 @@ def run() -> dict[str, Any]:
     problems: list[str] = []
     for collection in range(4):
         with tempfile.TemporaryDirectory() as folder:
-            for trial in trials(Path(folder), KILLS // 4, seed=collection):
+            for trial in trials(Path(folder), KILLS // 4, seed=collection, longest=LONGEST):
                 step, _, kind = trial.during.partition(" ")
                 during[step] += 1
                 filling[kind] += bool(kind)

@@ -23,7 +23,7 @@ from reperio.indexes.chosen import Chosen
 from reperio.indexes.filtered import FilteredSearch
 from reperio.indexes.flat import Metric, score_pairs
 from reperio.indexes.gpu import OnGpu, check_device
-from reperio.indexes.layers import LISTS, Layers
+from reperio.indexes.layers import LISTS, Layers, write_file
 from reperio.indexes.ranges import Pairs, RangeSearch
 from reperio.indexes.rows import Positions, pad
 from reperio.types import Neighbors
@@ -280,7 +280,7 @@ class FactoryIndex:
             if self.on_disk:
                 self._held.write_beside(path)
             else:
-                self._faiss.write_index(self.layers.index, str(path))
+                write_file(self.layers.index, path)
         except RuntimeError as error:
             causes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
             code = next((code for code in causes if os.strerror(code) in str(error)), errno.EIO)

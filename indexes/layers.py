@@ -22,7 +22,7 @@ from reperio.errors import CorruptArtifact
 from reperio.extras import load
 from reperio.indexes.rows import Positions
 
-__all__ = ["LISTS", "OPTIONS", "Layers"]
+__all__ = ["LISTS", "OPTIONS", "Layers", "write_file"]
 
 Kind: TypeAlias = Literal["transform", "refine", "lists", "graph", "codes"]
 
@@ -310,8 +310,15 @@ class Layers:
         lists = self._faiss.downcast_InvertedLists(self.core.invlists)
         where, lists.filename = lists.filename, path.with_suffix(LISTS).name
         try:
-            self._faiss.write_index(self.index, str(path))
+            write_file(self.index, path)
         finally:
             lists.filename = where
         if path.with_suffix(LISTS) != Path(where):
             shutil.copyfile(where, path.with_suffix(LISTS))
+
+
+def write_file(index: Any, path: Path) -> None:
+    """Write FAISS's file through Python, which notices when the last bytes do not fit; FAISS would only print it."""
+    faiss = load("faiss", extra="faiss")
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))

@@ -5,6 +5,9 @@ Shapes: q queries, n rows of a segment, V columns in use, k results.
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -275,7 +278,7 @@ class SeismicIndex:
             for number, sealed in enumerate(self._sealed):
                 for name in ("keys", "alive", "columns"):
                     np.save(folder / f"{number}-{name}.npy", getattr(sealed, name), allow_pickle=False)
-                sealed.engine.save(str(folder / str(number)))
+                _write(sealed, folder, number)
 
     @classmethod
     def open(cls, path: Path, /) -> Self:
@@ -297,11 +300,25 @@ class SeismicIndex:
         return index
 
 
-def _open(path: Path, number: int) -> _Sealed:
+def _write(sealed: _Sealed, folder: Path, number: int) -> None:
+    """Let Seismic write its file, and read it back: it does not tell when the last bytes do not fit."""
+    try:
+        sealed.engine.save(str(folder / str(number)))
+        _engine(folder, number, len(sealed.columns))
+    except OSError as error:
+        told = re.search(r"code: (\d+)", str(error))
+        code = int(told[1]) if told else errno.ENOSPC
+        raise OSError(code, os.strerror(code), str(folder)) from error
+
+
+def _engine(path: Path, number: int, columns: int) -> Any:
     seismic = load("seismic", extra="seismic")
+    (file,) = path.glob(f"{number}.*seismic")
+    return (seismic.SeismicIndexLV if columns > _NARROW else seismic.SeismicIndex).load(str(file))
+
+
+def _open(path: Path, number: int) -> _Sealed:
     keys, alive, columns = (
         np.load(path / f"{number}-{name}.npy", allow_pickle=False) for name in ("keys", "alive", "columns")
     )
-    kind = seismic.SeismicIndexLV if len(columns) > _NARROW else seismic.SeismicIndex
-    (file,) = path.glob(f"{number}.*seismic")
-    return _Sealed(keys, alive, columns, kind.load(str(file)))
+    return _Sealed(keys, alive, columns, _engine(path, number, len(columns)))

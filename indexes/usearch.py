@@ -160,7 +160,10 @@ class _Graph:
         return np.rint(vectors * 127).astype(np.int8) if self._dtype == "i8" else vectors
 
     def write(self, folder: Path) -> None:
+        file = folder / _FILE
         try:
-            self.graph.save(str(folder / _FILE))
+            self.graph.save(str(file))
         except RuntimeError as error:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / _FILE)) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        if file.stat().st_size != self.graph.serialized_length:  # of the last bytes it does not tell
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))

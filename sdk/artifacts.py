@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import numpy as np
 
 from reperio.errors import CorruptArtifact, DiskFull, NewerFormat, NotFound, ReadOnly, StorageError
 
@@ -158,19 +161,22 @@ def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Generator[Path
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
         temporary.mkdir()
+        made = temporary
         try:
             yield temporary
             _seal(temporary, kind, meta)
-            temporary.rename(path)
+            made = temporary.rename(path)
             sync(path.parent)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(made, ignore_errors=True)
             raise
 
 
 def _seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
     files: dict[str, dict[str, Any]] = {}
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        if file.suffix == ".npy" and file.stat().st_size != _told(file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))  # numpy does not see its last bytes fail
         sync(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     # A folder inside is an artifact of its own: its manifest vouches for the rest.
@@ -181,6 +187,15 @@ def _seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
     (folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     sync(folder / MANIFEST)
     sync(folder)
+
+
+def _told(file: Path) -> int:
+    """Bytes that an array's header says its file has."""
+    with file.open("rb") as read:
+        version = np.lib.format.read_magic(read)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(read)
+        return read.tell() + math.prod(shape) * dtype.itemsize
 
 
 def read_folder(path: Path, kind: str, *, checksums: bool = True) -> dict[str, Any]:

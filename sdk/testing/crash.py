@@ -30,6 +30,9 @@ from reperio.types import Document
 EVERY: tuple[tuple[str, Spec], ...] = tuple((signal, spec) for signal, specs in KINDS.items() for spec in specs)
 """The kinds of index that the worker switches between."""
 
+_AT = "at: "
+"""Begins what the worker says, for libraries say things too."""
+
 IDS = 400
 BATCH = 16
 
@@ -67,7 +70,7 @@ class Worker:
             step()
 
     def _say(self, what: str) -> None:
-        sys.stdout.write(f"{what}\n")
+        sys.stdout.write(f"{_AT}{what}\n")
         sys.stdout.flush()
 
     def _note(self, state: str, changes: Mapping[str, int | None]) -> None:
@@ -158,13 +161,13 @@ def _kill(folder: Path, number: int, after: float) -> str:
     command = [sys.executable, "-m", "reperio.testing.crash", str(folder), str(number)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
-        steps = [worker.stdout.readline()]
+        said = [worker.stdout.readline()]
         time.sleep(after)
         worker.send_signal(signal.SIGKILL)
-        steps += worker.stdout.readlines()
+        said += worker.stdout.readlines()
     if worker.returncode != -signal.SIGKILL:
         return f"crashed by itself with {worker.returncode}"
-    return steps[-1].strip()
+    return [line.removeprefix(_AT).strip() for line in said if line.startswith(_AT)][-1]
 
 
 def _look(folder: Path, during: str) -> Trial:

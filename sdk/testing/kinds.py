@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[Spec, ...]] = {
     "dense": (
         {"type": "FlatIndex"},
         *_faiss("Flat", "HNSW16", "SQ8", "IVF4,Flat", "IVF4,PQ8x4,RFlat", "IVF4,PQ8x4fs,RFlat", "PCA16,IVF4,SQ8"),
-        *_faiss("OPQ8,IVF4,PQ8x4", "IVF4,RaBitQ", "IVF4_HNSW8,SQfp16"),
+        *_faiss("IVF4,RaBitQ", "IVF4_HNSW8,SQfp16"),
         {"type": "FaissIndex", "factory": "auto"},
         *({"type": "BinaryIndex", "factory": factory} for factory in ("BFlat", "BHNSW16", "BIVF4")),
         {"type": "HnswlibIndex"},
