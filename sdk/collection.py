@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
+from reperio import forks
 from reperio.derived import SnapshotTooOld
 from reperio.embeddings import Dense
 from reperio.errors import ConfigurationError, InvalidInput, ReadOnly
@@ -101,6 +103,20 @@ class Collection:
         self._lock = SharedLock()
         self._searcher = Searcher(self._store, signals, self._current)
         self._upkeep = Upkeep(self._store, list(signals.values()), self._lock, self._catch_up)
+        self._writer = os.getpid() if self._store.writable else None
+        forks.follow(self)
+
+    def after_fork(self) -> None:
+        """In a child process it can be read; to change anything, open it there once the parent has closed it."""
+        changing = self._lock.held
+        self._lock.renew()
+        self._upkeep.renew()
+        for signal in self._signals.values():
+            signal.after_fork(changing=changing)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        problem = f"{self!r} cannot be copied, nor sent to another process."
+        raise InvalidInput(problem, "Open it there: Collection.open(path, mode='r').")
 
     @classmethod
     def open(
@@ -477,6 +493,9 @@ class Collection:
         return index
 
     def _check_writable(self) -> None:
+        if self._writer not in (None, os.getpid()):
+            problem = f"{self.location} was opened for writing before a fork."
+            raise ReadOnly(problem, "Open it again in the child.")
         if not self._store.writable:
             raise ReadOnly(f"{self.location} is open for reading.", "Open it with mode='rw'.")
 

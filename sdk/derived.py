@@ -263,6 +263,10 @@ class DerivedIndex:
         """What ``CURRENT`` names is ahead of all that the store has: the store was restored from a backup."""
         self._ahead_of_all = self._generations.stamp()
 
+    def forget(self) -> None:
+        """Have the index read again when it is next used."""
+        self._index = None
+
     @property
     def served(self) -> bool:
         """Whether its rows are on a server, for which one process replays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -72,7 +73,10 @@ def load(module: str, *, extra: str) -> Any:
             problem = f"{second} was imported before {first}, which makes {first} crash the interpreter."
             raise ConfigurationError(problem, f"Put `import {first}` before `import {second}`.")
     try:
-        return import_module(module)
+        loaded = import_module(module)
+        if top == "faiss":
+            _single_thread_in_children()
+        return loaded
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == top:
             raise MissingDependency(top, extra) from error
@@ -81,6 +85,13 @@ def load(module: str, *, extra: str) -> Any:
         problem = f"{module} is installed, but cannot be loaded: {error}."
         fix = f"Mend that, or install it again: pip install --force-reinstall 'reperio[{extra}]'."
         raise ConfigurationError(problem, fix) from error
+
+
+@cache
+def _single_thread_in_children() -> None:
+    """The threads of GNU's OpenMP stay in the parent of a fork; a child that asks for them waits for ever."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: sys.modules["faiss"].omp_set_num_threads(1))
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:

@@ -175,6 +175,10 @@ class HostedIndex:
         """Whether this process brings it forward, or the commits themselves do."""
         return self._used.follows
 
+    def forget(self) -> None:
+        """Have every index be found again when it is next used."""
+        self._replicas = {}
+
     @property
     def served(self) -> bool:
         """Whether its rows are on another server, for which one process replays."""

@@ -11,10 +11,19 @@ class SharedLock:
     """Threads that search share it; a thread that changes an index has it alone. Not reentrant."""
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew in the child of a fork, where those who held it are not."""
         self._changed = threading.Condition()
         self._readers = 0
         self._writing = False
         self._waiting = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether anyone is inside."""
+        return self._writing or self._readers > 0
 
     @contextmanager
     def shared(self) -> Generator[None]:

@@ -86,11 +86,11 @@ def place(path: Path | str, *, mode: Mode, collection: str | None, cache: Path |
         problem = "A collection in a folder has no name and no cache of its own."
         raise ConfigurationError(problem, "Give collection= and cache= with a postgresql:// address only.")
     folder = Path(path)
-    lease = _take_lease(folder) if mode == "rw" else None
+    lease, owner = _take_lease(folder) if mode == "rw" else None, os.getpid()
 
     def release() -> None:
         store.close()
-        if lease is not None:
+        if lease is not None and owner == os.getpid():  # to a child, it is its parent's
             lease.release()
 
     try:

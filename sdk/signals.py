@@ -145,6 +145,12 @@ class LiveSignal:
             else HostedIndex(folder, store, host, self.embed, number=number, fingerprint=digest)
         )
 
+    def after_fork(self, *, changing: bool) -> None:
+        """Begin anew in a child; an index that was being changed or searched at the fork is read again."""
+        self._lock = threading.Lock()
+        if changing:
+            self.derived.forget()
+
     @property
     def encoder(self) -> Encoder[Any]:
         """The encoder that wrote the collection, or an error that says how it differs."""

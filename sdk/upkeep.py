@@ -43,6 +43,10 @@ class Upkeep:
         self._signals = signals
         self._lock = lock
         self._catch_up = catch_up
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew in the child of a fork."""
         # Taken in this order, and before the lock that searches share.
         self._turn = threading.RLock()  # what fills an index reads rows that a purge would take away
         self._saving = threading.RLock()  # one writes generations at a time

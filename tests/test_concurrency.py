@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +21,11 @@ from reperio import Collection, Document, Field, Signal
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.given import GivenVectors
 from reperio.encoders.hashing import HashEncoder
+from reperio.errors import InvalidInput, ReadOnly, WriterBusy
 from reperio.indexes.bm25 import BM25Index
+from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
+from reperio.testing import versions
 
 
 def signals() -> dict[str, Signal[Any]]:
@@ -121,6 +130,105 @@ def test_filtered_searches_beside_a_writer_have_finite_scores(tmp_path: Path) ->
         finally:
             stop.set()
             writer.join(60)
+
+
+def test_no_reader_ever_sees_half_a_commit(tmp_path: Path) -> None:
+    """Threads of the writer, another process, and a child forked with an open collection, beside every change."""
+    path, seconds = tmp_path / "c", 4.0
+    with Collection.open(path, signals=versions.signals()) as c:
+        versions.commit(c, 0)
+        reader = Collection.open(path, mode="r")
+        assert versions.read(reader, lambda: True).problems == ()
+        forked = in_child(lambda: versions.read(reader, versions.until(time.monotonic() + seconds)).problems == ())
+        command = [sys.executable, "-m", "reperio.testing.versions", str(path), str(seconds)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+            stop, seen = versions.until(time.monotonic() + seconds), list[versions.Look]()
+            threads = [threading.Thread(target=lambda: seen.append(versions.read(c, stop))) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            written = versions.write(c, stop)
+            for thread in threads:
+                thread.join(60)
+            said, _ = other.communicate(timeout=60)
+        assert (other.returncode, forked()) == (0, 0), said
+        reader.close()
+        assert [look.problems for look in seen] == [(), ()]
+        assert all(look.looks > look.stale for look in seen)
+        assert written > 1
+        assert c.verify().problems == ()
+
+
+def in_child(work: Callable[[], bool], *, within: int = 60) -> Callable[[], int]:
+    """Fork and run; call the result for the exit status: 0 if it was true, 14 if it hung."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(within)
+            status = 0 if work() else 2
+        finally:
+            os._exit(status)
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
+def test_a_child_searches_what_its_parent_had_open(tmp_path: Path, factory: str) -> None:
+    """FAISS's threads stay in the parent, SQLite's connection must: either would hang the child or harm the parent."""
+    parts = {**signals(), "dense": Signal(HashEncoder(32), FaissIndex(factory))}
+    with Collection.open(tmp_path / "c", signals=parts) as c:
+        c.upsert(documents(500))
+        queries = [f"note {i} on lists" for i in range(64)]
+        wanted = [ranking.ids for ranking in c.search(queries, 5)]
+        child = in_child(lambda: [r.ids for r in c.search(queries, 5)] == wanted and c.get("d3") is not None)
+        assert child() == 0
+        assert [ranking.ids for ranking in c.search(queries, 5)] == wanted
+        c.upsert([Document("late", "a walrus")])
+        assert c.verify().problems == ()
+
+
+def test_a_child_may_not_write_and_takes_nothing_from_its_parent(tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(5))
+
+        def try_to_write() -> bool:
+            for change in (lambda: c.upsert(documents(1)), lambda: c.delete(["d0"]), c.checkpoint, c.compact):
+                with pytest.raises(ReadOnly, match=r"before a fork.*Open it again in the child"):
+                    change()
+            c.close()  # neither the lease nor the write-ahead log goes with it
+            return True
+
+        assert in_child(try_to_write)() == 0
+        with pytest.raises(WriterBusy):
+            Collection.open(tmp_path / "c")
+        c.upsert([Document("late", "a walrus")])
+    with Collection.open(tmp_path / "c") as c:
+        assert c.search("walrus", 1).ids == ["late"]
+
+
+def test_a_child_forked_in_the_middle_of_a_change_reads_the_index_again(tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(30))
+        c.search("files")
+        child: list[Callable[[], int]] = []
+
+        def fork_inside(self: FlatIndex, ids: Any, embeddings: Any, /) -> None:
+            patched.undo()
+            child.append(in_child(lambda: c.search("walrus", 1, signals=["dense"]).ids == ["late"] and c.verify().ok))
+            add(self, ids, embeddings)
+
+        c.upsert([Document("late", "a walrus")])
+        add = FlatIndex.add
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(FlatIndex, "add", fork_inside)
+            c.search("walrus")  # the lock is held, the index half-way, and the store inside a snapshot
+        assert child[0]() == 0
+
+
+def test_a_collection_is_not_sent_to_another_process_but_opened_there(tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(5))
+        with pytest.raises(InvalidInput, match="Open it there"):
+            pickle.dumps(c)
 
 
 def test_an_index_ahead_of_a_restored_store_is_not_used(tmp_path: Path) -> None:

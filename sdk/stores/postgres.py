@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from reperio import filters
+from reperio import filters, forks
 from reperio.embeddings import Ids, IdSet
 from reperio.errors import CorruptArtifact, InvalidInput, NewerFormat, NotFound, ReadOnly, StorageError
 from reperio.extras import load
@@ -82,6 +82,12 @@ class PostgresStore:
         except BaseException:
             self.close()
             raise
+        forks.follow(self)
+
+    def after_fork(self) -> None:
+        """In a child: it reads over connections of its own; the right to write stays its parent's."""
+        self.writing, self._lock, self._inside = threading.RLock(), threading.Lock(), threading.local()
+        self.writable = False
 
     def _open(self) -> None:
         sql = "SELECT tablename FROM pg_tables WHERE schemaname = %s"

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from reperio import filters
+from reperio import filters, forks
 from reperio.artifacts import disk_errors
 from reperio.embeddings import Ids, IdSet
 from reperio.errors import CorruptArtifact, NewerFormat, NotFound, ReadOnly
@@ -37,6 +37,9 @@ from reperio.stores.rows import (
 from reperio.stores.where import compile_filter
 from reperio.types import Document
 
+_INHERITED: list[object] = []
+"""Connections of a parent process, which must not even be closed."""
+
 _IN_ROWS = "row IN (SELECT value FROM json_each(?))"
 
 
@@ -53,7 +56,7 @@ class SQLiteStore:
     Notes
     -----
     One connection, one lock: safe to use from several threads. Writers in other processes are seen at the next
-    `refresh`.
+    `refresh`. After a fork, the child reads over a connection of its own; the right to write stays its parent's.
     """
 
     host = None
@@ -68,8 +71,9 @@ class SQLiteStore:
         self._matching: OrderedDict[tuple[int, str], IdSet] = OrderedDict()
         if not self.writable and not path.is_file():
             raise NotFound(f"There is no collection at {path.parent}.", "Open it with mode='rw' to create it.")
+        self._forked = False
         with disk_errors(path):
-            self._connection = self._connect()
+            self._connected: sqlite3.Connection | None = self._connect()
             try:
                 self._prepare()
             except BaseException:
@@ -79,6 +83,20 @@ class SQLiteStore:
         self.seq = -1
         self.floor = -1
         self.refresh()
+        forks.follow(self)
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._connected is None:
+            self._connected = self._connect()
+        return self._connected
+
+    def after_fork(self) -> None:
+        """In a child: SQLite allows neither to use the parent's connection there nor to close it."""
+        _INHERITED.append(self._connected)
+        self._lock, self.writing = threading.RLock(), threading.RLock()
+        self._forked, self.writable = self._forked or self.writable, False
+        self._connected, self._seen = None, -1
 
     def _connect(self) -> sqlite3.Connection:
         target = quote(str(self.path.absolute()))
@@ -140,9 +158,13 @@ class SQLiteStore:
     def close(self) -> None:
         """Release the file. Safe to call twice."""
         with self._lock:
-            self._connection.close()
+            if self._connected is None:  # a child that has not read: closed all the same
+                self._connected = sqlite3.connect(":memory:")
+            self._connected.close()
 
     def _check_writable(self) -> None:
+        if self._forked:
+            raise ReadOnly(f"{self.path.parent} was opened for writing before a fork.", "Open it again in the child.")
         if not self.writable:
             raise ReadOnly(f"{self.path.parent} is open for reading.", "Open it with mode='rw'.")
 
@@ -180,7 +202,7 @@ class SQLiteStore:
             if self._frozen is not None and self._frozen != self._stamp():
                 self._connection.close()
                 self._frozen = None
-                self._connection, self._seen = self._connect(), -1
+                self._connected, self._seen = self._connect(), -1
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             if version == self._seen:
                 return False
