@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,6 +202,14 @@ class FactoryIndex:
         """Give the next positions to vectors, ``(m, d)``."""
         (self._held.index if self._gpu is None else self._gpu).add(vectors)
 
+    def unmap(self) -> None:
+        """Bring a mapped index into memory, where it can grow."""
+        self._take(Layers(self._copied()))
+
+    def _copied(self) -> Any:
+        """By way of its bytes: a clone of a mapped index would be mapped."""
+        return self._faiss.deserialize_index(self._faiss.serialize_index(self.layers.index))
+
     def emptied(self) -> FactoryIndex:
         """A copy that has learnt the same and holds nothing.
 
@@ -214,8 +223,7 @@ class FactoryIndex:
             raise UnsupportedOperation(problem, "Build it again with `build_sharded`.")
         copy = FactoryIndex(self.factory, self.metric, self.dim, seed=self._seed, device=self.device)
         if not copy.trained:
-            # By way of its bytes: a clone of a mapped index would be mapped, and cannot be emptied.
-            index = self._faiss.deserialize_index(self._faiss.serialize_index(self.layers.index))
+            index = self._copied()
             index.reset()
             copy._take(Layers(index))
         return copy

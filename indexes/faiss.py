@@ -377,6 +377,11 @@ class FaissIndex:
         with new_folder(path, KIND, meta) as folder:
             self._held.write(folder)
 
+    @staticmethod
+    def maps(spec: Spec, /) -> bool:
+        """Whether its file can stay on disk: not for a GPU."""
+        return spec.get("device", "cpu") == "cpu"
+
     @classmethod
     def open(cls, path: Path, /, *, mmap: bool = False, verify: bool = True, device: str | None = None) -> Self:
         """Read what `save` wrote.
@@ -385,8 +390,9 @@ class FaissIndex:
         ----------
         mmap
             Leave FAISS's file on disk and map it into memory: opening takes little time and room. What is added
-            then waits in memory, searched exactly, until `compact`. An index whose lists are on disk
-            (`build_sharded`) is always opened so.
+            then waits in memory, searched exactly; once that is more than 1024 rows, or `compact` is called, the file
+            is read into memory and takes them in. An index whose lists are on disk (`build_sharded`) is always
+            opened so, and what is added to it always waits. A collection opens its checkpoints mapped.
         verify
             Whether to read the checksums; sizes are checked always. A mapped folder is read once a process, and
             again when a file has changed: see `read_verified`.

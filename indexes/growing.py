@@ -31,6 +31,9 @@ AUTO = "auto"
 _CHUNK = 1 << 16
 """Rows scaled and appended at a time: what adding takes beside the index."""
 
+_WAITING = 1 << 10
+"""Rows that wait beside a mapped file, until it is worth reading it into memory: a search compares each of them."""
+
 _TYPICAL = 3840
 """Dimensions that nearly every factory fits, to ask what it is like before the first row tells."""
 
@@ -80,7 +83,7 @@ class GrowingIndex:
     tail
         The rows that wait.
     mapped
-        Whether ``main`` is on disk, so that all that comes must wait.
+        Whether ``main`` is on disk, so that what comes must wait.
     dim
         d; None before the first row.
     """
@@ -179,6 +182,10 @@ class GrowingIndex:
         if self.ready is None:
             self._prepare(vectors, tuner)
         main = self.ready
+        if main is not None and self.mapped and not main.on_disk and len(self.tail) + len(ids) > _WAITING:
+            main.unmap()
+            self.mapped = False
+            self._absorb(main, tuner)
         if main is None or self.mapped:
             self.tail.add(ids, vectors)
             self.rows.remove(ids)

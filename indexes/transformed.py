@@ -17,7 +17,7 @@ from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, Unsu
 from reperio.indexes.flat import FlatIndex, Metric, check_metric
 from reperio.indexes.rows import check_ids, check_k, check_pairs, merge
 from reperio.indexes.transforms import Transform
-from reperio.protocols import Index, Spec, Trainable
+from reperio.protocols import Index, Mappable, Spec, Trainable
 from reperio.registry import build, resolve
 from reperio.types import Neighbors
 
@@ -293,6 +293,12 @@ class TransformedIndex:
             for number, transform in enumerate(self.transforms):
                 if transform.learned is not None:
                     np.save(folder / f"learned-{number}.npy", transform.learned, allow_pickle=False)
+
+    @staticmethod
+    def maps(spec: Spec, /) -> bool:
+        """Whether the files of the index behind can stay on disk."""
+        kind = resolve(spec["index"]["type"])
+        return isinstance(kind, Mappable) and kind.maps(spec["index"])
 
     @classmethod
     def open(cls, path: Path, /, **options: Any) -> Self:

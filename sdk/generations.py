@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text, sealed, unsealed
 from reperio.errors import CorruptArtifact, NewerFormat, NotFound
-from reperio.protocols import Index, Served, Spec
+from reperio.protocols import Index, Mappable, Served, Spec
 from reperio.registry import resolve
 
 Stamp: TypeAlias = tuple[int, int]
@@ -93,9 +93,16 @@ class Generations:
         meta = read_folder(self.folder / name, "generation", checksums=checksums)
         return {"born": name, **meta}
 
-    def load(self, name: str) -> Index[Any]:
-        """The index of a generation."""
-        opened: Index[Any] = resolve(self.meta(name)["spec"]["type"]).open(self.folder / name / "index")
+    def load(self, name: str, *, mapped: bool = True) -> Index[Any]:
+        """The index of a generation; where it may be mapped, it leaves its files on disk.
+
+        None of them ever changes, and one that is removed stays for those who have it mapped. Their checksums are
+        then read once a process.
+        """
+        spec = self.meta(name)["spec"]
+        kind: Any = resolve(spec["type"])
+        how = {"mmap": True} if mapped and isinstance(kind, Mappable) and kind.maps(spec) else {}
+        opened: Index[Any] = kind.open(self.folder / name / "index", **how)
         return opened
 
     def prune(self, *kept: str | None) -> None:
@@ -154,7 +161,7 @@ class Generations:
             if name is not None:
                 try:
                     self.meta(name, checksums=True)
-                    self.load(name)
+                    self.load(name, mapped=False)
                 except (CorruptArtifact, NewerFormat, NotFound) as error:
                     yield f"indexes/{self.folder.name}: {error.problem}"
 

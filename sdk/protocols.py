@@ -120,6 +120,16 @@ class Trainable(Protocol[E_contra]):
 
 
 @runtime_checkable
+class Mappable(Protocol):
+    """A kind of index whose ``open`` takes ``mmap=True``: checked as ever, and as good as one that is in memory."""
+
+    @staticmethod
+    def maps(spec: Spec, /) -> bool:
+        """Whether the files of an index with this specification can stay on disk."""
+        ...
+
+
+@runtime_checkable
 class Stage(Protocol[A_contra, B_co]):
     """A batch in, a batch out: same length, same order."""
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from reperio import artifacts
+from reperio import Collection, Document, Signal, artifacts
+from reperio.encoders import HashEncoder
 from reperio.errors import CorruptArtifact, NotFound
-from reperio.indexes import FaissIndex
+from reperio.indexes import BinaryIndex, FaissIndex
 from reperio.indexes.verified import read_verified
 from reperio.testing.index import clustered
 
@@ -112,3 +115,58 @@ def test_keys_that_are_mapped_can_change(saved: Path) -> None:
     np.testing.assert_array_equal(index.ids, [5, *range(100, 500), 900])
     assert (saved / "alive.npy").read_bytes() == before
     np.testing.assert_array_equal(FaissIndex.open(saved, mmap=True).ids, np.arange(500))
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF16,SQ8", "PCA12,IVF16,Flat", "IVF16,PQ4x4fs,RFlat"])
+def test_many_rows_bring_a_mapped_file_into_memory_and_are_taken_in(factory: str, tmp_path: Path) -> None:
+    rows = clustered(2000, 16)
+    index = FaissIndex(factory, train_size=500)
+    index.add(np.arange(600), rows[:600])
+    index.save(tmp_path / "index")
+    mapped = FaissIndex.open(tmp_path / "index", mmap=True)
+    shutil.rmtree(tmp_path / "index")
+    for start in range(500, 2000, 500):  # the first hundred are there already
+        mapped.add(np.arange(start, start + 500), rows[start : start + 500])
+        index.add(np.arange(start, start + 500), rows[start : start + 500])
+    assert len(mapped._held.tail) == 0
+    np.testing.assert_array_equal(mapped.ids, np.arange(2000))
+    found, wanted = mapped.search(rows[::40], 10), index.search(rows[::40], 10)
+    assert np.mean([np.isin(w, f).mean() for w, f in zip(wanted.ids, found.ids, strict=True)]) > 0.99
+
+
+SPECS: dict[str, Any] = {
+    "Flat": lambda: FaissIndex("Flat"),
+    "HNSW16": lambda: FaissIndex("HNSW16"),
+    "IVF8,SQ8": lambda: FaissIndex("IVF8,SQ8", train_size=300),
+    "BFlat": lambda: BinaryIndex(),  # is read into memory
+}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_collection_leaves_its_checkpoint_on_disk_and_goes_on(kind: str, tmp_path: Path) -> None:
+    def documents(first: int, last: int) -> list[Document]:
+        return [Document(f"d{i}", f"passage {i} of {i % 7}") for i in range(first, last)]
+
+    def mapped() -> bool:
+        return any(str(tmp_path) in line and "index.faiss" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    def ids(opened: Collection) -> list[tuple[str, ...]]:
+        return [tuple(ranking.ids) for ranking in opened.search(["passage 5", "of 3"], 5)]
+
+    with Collection.open(tmp_path / "c", signals={"dense": Signal(HashEncoder(32), SPECS[kind]())}) as first:
+        first.upsert(documents(0, 600))
+        first.checkpoint()
+        before = ids(first)
+    reader = Collection.open(tmp_path / "c", mode="r")
+    assert ids(reader) == before
+    assert mapped() == (kind != "BFlat")
+    with Collection.open(tmp_path / "c") as writer:
+        for first_id, last in ((600, 700), (700, 800), (800, 2000)):  # the last are too many to wait beside the file
+            writer.upsert(documents(first_id, last))
+            writer.delete([f"d{first_id}"])
+            writer.checkpoint()
+            assert ids(reader) == ids(writer)
+    with Collection.open(tmp_path / "c") as again:
+        assert ids(again) == ids(reader)
+        assert not again.verify().problems
+    reader.close()
