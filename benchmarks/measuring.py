@@ -35,6 +35,25 @@ def in_turns(
     return times
 
 
+def both(
+    ways: Mapping[str, Callable[[], object]], *, repeats: int = 7, per: float = 1
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Milliseconds of each round, divided by ``per``: on the clock, and of all cores together."""
+    cores: dict[str, list[float]] = {way: [] for way in ways}
+
+    def counted(way: str) -> Callable[[], None]:
+        def call() -> None:
+            start = time.process_time()
+            ways[way]()
+            cores[way].append((time.process_time() - start) * 1e3 / per)
+
+        return call
+
+    clock = in_turns({way: counted(way) for way in ways}, repeats=repeats)
+    walls = {way: [seconds * 1e3 / per for seconds in clock[way]] for way in ways}
+    return walls, {way: found[1:] for way, found in cores.items()}  # without the warm-up
+
+
 def spread(times: list[float]) -> dict[str, float]:
     """Median, lowest and highest."""
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}

@@ -6,6 +6,7 @@ Shapes: n positions, m of them chosen.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ class Chosen:
 
     def __init__(self, positions: Positions, total: int) -> None:
         self.positions, self.total = positions, total
+        self.made: dict[Any, Any] = {}
+        """What searches have made of them, to be used again while the same set is asked for."""
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -14,21 +14,24 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense
 from reperio.extras import load
 from reperio.indexes.chosen import Chosen
-from reperio.indexes.flat import Metric
+from reperio.indexes.flat import Block, Metric, nearest, squared
 from reperio.indexes.layers import Layers
 from reperio.indexes.rows import Positions, merge, pad
 from reperio.types import Neighbors
 
 __all__ = ["FilteredSearch"]
 
-# What things cost, in distances between a query and a vector that is scanned in order; measured on 384 dimensions.
-_PER_CANDIDATE = 24
-"""A candidate of a graph's walk: its links, and what each of them leads to."""
+# What things cost, in distances between a query and a vector that is scanned in order.
+_PER_LINK = (0.6, 38.0)
+"""A link of a candidate of a graph's walk: so many distances, and so many components of them, for what it leads to
+takes its time to come from memory, however few dimensions there are."""
 _TEST = 0.08
 """Asking whether a row may be returned."""
+_APART = 2.0
+"""A vector that is compared where it lies, others left out."""
 _DECODING = 2.0
 """Gathering a vector by its position, for all queries of a batch."""
-_PRODUCT = 0.35
+_PRODUCT = 0.3
 """A distance that is part of a matrix product."""
 _MISSES = 1.5
 """How much more a look at each row may cost than a walk: it finds them all."""
@@ -42,7 +45,10 @@ _FEW = 4
 """Up to so many queries, FAISS compares chosen vectors where they lie; more share a gathered copy."""
 
 _MANY = 20
-"""From so many, FAISS multiplies matrices."""
+"""From so many, matrices are multiplied."""
+
+_KEPT = 1 << 22
+"""Components of the vectors of a filter that are kept for its next search: 16 MB."""
 
 _BLOCK = 1 << 14
 """Rows gathered at a time."""
@@ -62,7 +68,8 @@ class FilteredSearch:
     -----
     The best k of a share s of the rows are about the best k/s of all. So a walk through a graph keeps once or twice
     that many candidates, and one through lists probes s^-¾ times as many; where looking at each of the m rows is
-    not much dearer, that is done instead. The costs are counted in distances.
+    not much dearer, that is done instead. The costs are counted in distances. While the same set of rows is asked for
+    again, a copy of their vectors is kept, if it takes no more than 16 MB.
     """
 
     def __init__(self, layers: Layers, *, metric: Metric) -> None:
@@ -108,7 +115,7 @@ class FilteredSearch:
         if not self._layers.decodes:
             return math.inf
         if queries <= _FEW and self._layers.plain is not None:
-            return held
+            return held if self._keeps(held) else _APART * held
         return held * ((_PRODUCT if queries >= _MANY else 1) + _DECODING / max(1, queries))
 
     def _walk_cost(self, want: int, held: int, options: Mapping[str, int], effort: float = 1) -> float:
@@ -116,7 +123,9 @@ class FilteredSearch:
         options = self.widened(options, want, held / total, effort)
         seen = held / total * layers.row_cost + _TEST if layers.selects else layers.row_cost
         if layers.kinds[-1] == "graph":
-            return _PER_CANDIDATE * layers.row_cost * options["efSearch"]
+            distances, components = _PER_LINK
+            link = distances + components / layers.index.d
+            return link * layers.links * layers.row_cost * options["efSearch"]
         if layers.kinds[-1] == "lists":
             return layers.lists + options["nprobe"] * total / layers.lists * seen
         return total * seen
@@ -141,19 +150,18 @@ class FilteredSearch:
         self, queries: Dense, want: int, chosen: Chosen | None, options: Mapping[str, int], effort: float = 1
     ) -> Neighbors:
         """FAISS's own search; ``-1`` where it has seen too few rows."""
-        selector, fetch = None, want
+        fetch, selected = want, chosen
         if chosen is not None:
             share = len(chosen) / self._layers.total
-            if self._layers.selects:
-                selector = self._faiss.IDSelectorBitmap(chosen.bits)
-            else:
+            if not self._layers.selects:
+                selected = None
                 fetch = min(self._layers.total, math.ceil(want * effort / share))
             options = self.widened(options, want, share, effort)
         elif effort > 1:
             options = self.widened(options, want, 1, effort)
-        scores, ids = self._layers.search(queries, fetch, options, selector)
+        scores, ids = self._layers.search(queries, fetch, options, selected)
         scores = self.scores(scores)
-        if chosen is not None and selector is None:
+        if chosen is not selected:
             ids[~chosen.mask[ids]] = -1
         if ids.size and ids.min() < 0:
             scores[ids < 0] = -np.inf
@@ -182,17 +190,48 @@ class FilteredSearch:
     def scan(self, queries: Dense, want: int, chosen: Chosen | None) -> Neighbors:
         """The best of every position chosen, from the vectors as they are kept."""
         queries, plain = self._layers.transform(queries), self._layers.plain
-        if plain is not None and (len(queries) <= _FEW or chosen is None):
-            selector = None if chosen is None else self._faiss.IDSelectorArray(chosen.positions)
-            scores, ids = plain.search(queries, want, params=self._faiss.SearchParameters(sel=selector))
-            return Neighbors(ids, self.scores(self._negated(scores)))
+        if plain is not None and chosen is None:
+            return self._compared(queries, want, None)
         positions = np.arange(self._layers.total) if chosen is None else chosen.positions
-        parts = [self._block(queries, want, positions[i : i + _BLOCK]) for i in range(0, len(positions), _BLOCK)]
-        found = merge(parts, want)
+        kept = None if chosen is None else self._kept(chosen, len(queries))
+        if kept is not None:
+            found = self._block(queries, want, positions, kept)
+        elif plain is not None and len(queries) <= _FEW:
+            return self._compared(queries, want, chosen)
+        else:
+            blocks = (positions[i : i + _BLOCK] for i in range(0, len(positions), _BLOCK))
+            found = merge([self._block(queries, want, part, self._layers.decode(part)) for part in blocks], want)
         return Neighbors(found.ids, self.scores(found.scores))
 
-    def _block(self, queries: Dense, want: int, positions: Positions) -> Neighbors:
-        vectors, metric = self._layers.decode(positions), self._layers.core.metric_type
+    def _compared(self, queries: Dense, want: int, chosen: Chosen | None) -> Neighbors:
+        """By FAISS, where the vectors lie."""
+        parameters = None
+        if chosen is not None:
+            if "array" not in chosen.made:
+                selector = self._faiss.IDSelectorArray(chosen.positions)
+                chosen.made["array"] = (self._faiss.SearchParameters(sel=selector), selector)
+            parameters = chosen.made["array"][0]
+        scores, ids = self._layers.plain.search(queries, want, params=parameters)
+        return Neighbors(ids, self.scores(self._negated(scores)))
+
+    def _keeps(self, held: int) -> bool:
+        return held * int(self._layers.index.d) <= _KEPT
+
+    def _kept(self, chosen: Chosen, queries: int) -> Dense | None:
+        """Their vectors side by side, if they are few; where they can be compared as they lie, the second time."""
+        if "vectors" not in chosen.made and self._keeps(len(chosen)):
+            if self._layers.plain is not None and queries <= _FEW and "seen" not in chosen.made:
+                chosen.made["seen"] = True
+                return None
+            chosen.made["vectors"] = self._layers.decode(chosen.positions)
+        found: Dense | None = chosen.made.get("vectors")
+        return found
+
+    def _block(self, queries: Dense, want: int, positions: Positions, vectors: Dense) -> Neighbors:
+        if len(queries) >= _MANY:
+            block = Block(positions, vectors, squared(vectors))
+            return nearest(queries, want, [block], metric="l2" if self._layers.by_distance else "ip")
+        metric = self._layers.core.metric_type
         scores, places = self._faiss.knn(queries, vectors, min(want, len(positions)), metric=metric)
         return Neighbors(positions[places], self._negated(scores))
 

@@ -29,6 +29,9 @@ _QUERIES = 256
 _BLOCK = 1 << 16
 """Queries and rows multiplied at a time: 64 MB of scores."""
 
+_GROUP = 16
+"""Scores of which only the highest is sorted among those of other groups."""
+
 _VALUES = 1 << 24
 """Vector components gathered at a time: 64 MB."""
 
@@ -140,9 +143,20 @@ def _candidates(queries: Dense, k: int, block: Block, *, metric: Metric) -> tupl
         rough -= block.squares
         bound = (lengths + largest) ** 2
     slack = np.finfo(np.float32).eps * (queries.shape[1] + 2) * bound
-    floor = np.partition(rough, count - k, axis=1)[:, count - k] - 2 * slack
-    asked, rows = np.nonzero(rough >= floor[:, None])
-    return asked, rows
+    found = np.flatnonzero(rough >= (_floor(rough, k) - 2 * slack)[:, None])
+    asked = found // count
+    return asked, found - asked * count
+
+
+def _floor(scores: Dense, k: int) -> NDArray[np.float32]:
+    """No more than the k-th highest score of each query, and of many scores nearly that: k groups reach it."""
+    count = scores.shape[1]
+    groups = count // _GROUP
+    if groups >= 4 * k:
+        scores = scores[:, : groups * _GROUP].reshape(len(scores), _GROUP, groups).max(axis=1)
+        count = groups
+    out: NDArray[np.float32] = np.partition(scores, count - k, axis=1)[:, count - k]
+    return out
 
 
 class FlatIndex:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense
 from reperio.errors import CorruptArtifact
 from reperio.extras import load
+from reperio.indexes.chosen import Chosen
 from reperio.indexes.rows import Positions
 
 __all__ = ["LISTS", "OPTIONS", "Layers", "write_file"]
@@ -103,7 +104,7 @@ class Layers:
         """Memory that a row takes: its codes, its links or its place in the lists, and what refines it."""
         kind, refined = self.kinds[-1], sum(int(part.refine_index.sa_code_size()) for part in self._refining())
         core = self._faiss.downcast_index(self.core.storage) if kind == "graph" else self.core
-        links = _LINK * int(self.core.hnsw.nb_neighbors(0) + 1) if kind == "graph" else 0
+        links = _LINK * (self.links + 1) if self.links else 0
         keys = _KEY * (1 + (self.kinds[0] != "refine")) if kind == "lists" else 0
         return int(core.code_size) + links + keys + refined
 
@@ -175,7 +176,7 @@ class Layers:
         selector = self._faiss.IDSelectorBitmap(np.ones(1, dtype=np.uint8))
         nothing = np.zeros((1, self.index.d), dtype=np.float32)
         try:
-            self.index.search(nothing, 1, params=self.parameters(self.defaults(1), selector))
+            self.index.search(nothing, 1, params=self._parameters(self.defaults(1), selector))
         except RuntimeError:
             return False
         return True
@@ -187,6 +188,11 @@ class Layers:
         if isinstance(self.core, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat)):
             return 1.0
         return 0.02 if "FastScan" in type(self.core).__name__ else 0.3
+
+    @cached_property
+    def links(self) -> int:
+        """Links of each row of a graph, on the layer that has them all; 0 where there is none."""
+        return int(self.core.hnsw.nb_neighbors(0)) if self.kinds[-1] == "graph" else 0
 
     @cached_property
     def plain(self) -> Any:
@@ -209,23 +215,23 @@ class Layers:
         return found
 
     def search(
-        self, queries: Dense, k: int, options: Mapping[str, int], selector: Any = None
+        self, queries: Dense, k: int, options: Mapping[str, int], chosen: Chosen | None = None
     ) -> tuple[NDArray[np.float32], Positions]:
         """FAISS's own search: scores, a distance negated, and positions, ``-1`` where it found none, ``(q, k)``."""
-        scores, ids = self.index.search(queries, k, params=self.parameters(options, selector))
+        scores, ids = self.index.search(queries, k, params=self.parameters(options, chosen))
         return (0 - scores if self.by_distance else scores), ids
 
-    def parameters(self, options: Mapping[str, int], selector: Any = None) -> Any:
+    def parameters(self, options: Mapping[str, int], chosen: Chosen | None = None) -> Any:
         """FAISS's parameters of one search, layer by layer: nothing in the index itself changes.
 
-        Without a selector they are made once for each setting, as that takes as long as a short search.
+        They are made once for each setting and set of positions, as that takes as long as a short search.
         """
-        if selector is not None:
-            return self._parameters(options, selector)
+        made = self._made if chosen is None else chosen.made
         setting = tuple(options.values())
-        if setting not in self._made:
-            self._made[setting] = self._parameters(options, None)
-        return self._made[setting]
+        if setting not in made:
+            selector = None if chosen is None else self._faiss.IDSelectorBitmap(chosen.bits)
+            made[setting] = (self._parameters(options, selector), selector)
+        return made[setting][0]
 
     def _parameters(self, options: Mapping[str, int], selector: Any) -> Any:
         faiss, inner = self._faiss, None

@@ -111,7 +111,7 @@ class RangeSearch:
         UnsupportedOperation
             If FAISS has none for this index, or none to rely on.
         """
-        layers, selector = self._layers, None
+        layers = self._layers
         if "refine" in layers.kinds:  # FAISS multiplies the radius by k_factor, which narrows an inner product's
             return self.scan(queries, threshold, chosen)
         if "RaBitQFastScan" in type(layers.core).__name__:
@@ -120,9 +120,8 @@ class RangeSearch:
             return nothing()
         if chosen is not None:
             options = self._search.widened(options, 1, len(chosen) / chosen.total)
-            selector = self._faiss.IDSelectorBitmap(chosen.bits)
         try:
-            return self._found(layers.index, queries, threshold, layers.parameters(options, selector))
+            return self._found(layers.index, queries, threshold, layers.parameters(options, chosen))
         except RuntimeError as error:
             raise self._refusal("has no range search" + " with a filter" * (chosen is not None)) from error
 

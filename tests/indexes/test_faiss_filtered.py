@@ -136,7 +136,8 @@ def way(index: FaissIndex, monkeypatch: pytest.MonkeyPatch, **arguments: object)
 def test_each_row_is_looked_at_where_that_is_cheaper(
     factory: str, share: float, wanted: str, indexes: dict[str, FaissIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert way(indexes[factory], monkeypatch, allowed=some(share)) == wanted
+    options = {"efSearch": 24} if "HNSW" in factory else None
+    assert way(indexes[factory], monkeypatch, allowed=some(share), options=options) == wanted
     assert way(indexes[factory], monkeypatch) == "_walk"
 
 
