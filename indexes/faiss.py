@@ -380,7 +380,7 @@ class FaissIndex:
     @staticmethod
     def maps(spec: Spec, /) -> bool:
         """Whether its file can stay on disk: not for a GPU."""
-        return spec.get("device", "cpu") == "cpu"
+        return bool(spec.get("device", "cpu") == "cpu")
 
     @classmethod
     def open(cls, path: Path, /, *, mmap: bool = False, verify: bool = True, device: str | None = None) -> Self:

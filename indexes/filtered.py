@@ -125,7 +125,7 @@ class FilteredSearch:
         if layers.kinds[-1] == "graph":
             distances, components = _PER_LINK
             link = distances + components / layers.index.d
-            return link * layers.links * layers.row_cost * options["efSearch"]
+            return float(link * layers.links * layers.row_cost * options["efSearch"])
         if layers.kinds[-1] == "lists":
             return layers.lists + options["nprobe"] * total / layers.lists * seen
         return total * seen
@@ -161,7 +161,7 @@ class FilteredSearch:
             options = self.widened(options, want, 1, effort)
         scores, ids = self._layers.search(queries, fetch, options, selected)
         scores = self.scores(scores)
-        if chosen is not selected:
+        if chosen is not None and selected is None:
             ids[~chosen.mask[ids]] = -1
         if ids.size and ids.min() < 0:
             scores[ids < 0] = -np.inf

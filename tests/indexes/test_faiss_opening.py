@@ -148,7 +148,8 @@ def test_a_collection_leaves_its_checkpoint_on_disk_and_goes_on(kind: str, tmp_p
         return [Document(f"d{i}", f"passage {i} of {i % 7}") for i in range(first, last)]
 
     def mapped() -> bool:
-        return any(str(tmp_path) in line and "index.faiss" in line for line in Path("/proc/self/maps").read_text().splitlines())
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return any(str(tmp_path) in line and "index.faiss" in line for line in lines)
 
     def ids(opened: Collection) -> list[tuple[str, ...]]:
         return [tuple(ranking.ids) for ranking in opened.search(["passage 5", "of 3"], 5)]
