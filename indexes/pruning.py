@@ -27,7 +27,7 @@ from reperio.indexes.inverting import impact
 from reperio.indexes.lists import RANKS, WINDOW, Positions
 from reperio.indexes.weighting import Formula
 
-__all__ = ["Asked", "Lists", "score", "search"]
+__all__ = ["Asked", "Lists", "score", "search", "sort"]
 
 _LOOKUP = 8
 """How many times as long as all others together a list must be, to be looked up and not summed."""
@@ -35,8 +35,8 @@ _LOOKUP = 8
 _DENSE = 12
 """A window with a posting for every 12 rows or more is scanned; else the rows touched are listed."""
 
-_LEAP = 8
-"""A row with so many times as many terms as the query is searched by halves, others term by term."""
+_LEAP = 64
+"""A row with so many times as many terms as the query is searched by halves, others are gone through."""
 
 _RANGE = 2**30
 """What the sum of a query's bounds is scaled to, in whole numbers."""
@@ -46,6 +46,12 @@ _ROOM = 1024
 
 _DOWN = 1 - 2**-20
 _LANE = 256
+_LINE = 16
+"""Slots in a line of a core's cache."""
+
+_FETCHED = 16
+"""Rows fetched at a time."""
+
 _EMPTY = 2**63 - 1
 
 
@@ -108,30 +114,54 @@ def _first_at_least(values: NDArray[Any], low: int, high: int, wanted: int) -> i
 
 
 @compiled
+def _mark(wanted: NDArray[np.uint8], slots: Positions, mark: int) -> None:
+    for slot in slots:
+        wanted[slot] = mark
+
+
+@compiled
 def _score_row(
     row_slots: NDArray[np.int32],
     row_values: NDArray[Any],
-    slots: Positions,
-    weights: NDArray[np.float64],
-    linear: NDArray[np.bool_],
+    asked: tuple[Positions, NDArray[np.float64], NDArray[np.bool_]],
     relative: Any,
     formula: Formula,
+    wanted: NDArray[np.uint8],
+    hits: Positions,
 ) -> float:
     """Score of one row without baseline; terms are added in ascending order."""
-    total, place, end = 0.0, 0, len(row_slots)
-    leaps = len(slots) * _LEAP < end
-    for i in range(len(slots)):
-        slot = slots[i]
-        if leaps:
-            place = _first_at_least(row_slots, place, end, slot)
-        else:
-            while place < end and row_slots[place] < slot:
-                place += 1
-        if place == end:
-            break
-        if row_slots[place] == slot:
-            total += weights[i] * impact(np.float64(row_values[place]), relative, linear[i], formula)
+    slots, weights, linear = asked
+    total, size, term = 0.0, len(row_slots), 0
+    if len(slots) * _LEAP < size:
+        place = 0
+        for i in range(len(slots)):
+            place = _first_at_least(row_slots, place, size, slots[i])
+            if place == size:
+                break
+            if row_slots[place] == slots[i]:
+                total += weights[i] * impact(np.float64(row_values[place]), relative, linear[i], formula)
+        return total
+    for start in range(0, size, len(hits)):
+        count = np.uint64(0)
+        for place in range(start, min(size, start + len(hits))):  # without a branch: few of a row's terms are asked for
+            hits[count] = place
+            count += np.uint64(wanted[np.uint64(row_slots[place])])
+        for j in range(count):
+            place = hits[j]
+            while slots[term] < row_slots[place]:
+                term += 1
+            total += weights[term] * impact(np.float64(row_values[place]), relative, linear[term], formula)
     return total
+
+
+@compiled
+def _fetch(lists: Lists, rows: Positions) -> int:
+    """Touch these rows, so that memory brings them all at once and not one after the other."""
+    seen = 0
+    for row in rows:
+        for place in range(lists.row_starts[row], lists.row_starts[row + 1], _LINE):
+            seen += lists.row_slots[place] + np.int64(lists.row_values[place])
+    return seen
 
 
 @compiled
@@ -142,17 +172,24 @@ def score(
     asked: Asked,
     rows: Positions,
     out: NDArray[np.float64],
+    wanted: NDArray[np.uint8],
 ) -> None:
-    """Fill in the scores of ``rows``, ``(q, m)``, 0 where a row holds no term; rows elsewhere are passed over."""
+    """Fill in the scores of ``rows``, ``(q, m)``, 0 where a row holds no term; rows elsewhere are passed over.
+
+    ``wanted`` is zeros, one for each slot at least.
+    """
+    hits = np.empty(_LANE, np.int64)
     for i in range(len(asked.starts) - 1):
         first, last = asked.starts[i], asked.starts[i + 1]
-        slots, weights, linear = asked.slots[first:last], asked.weights[first:last], asked.linear[first:last]
+        terms = (asked.slots[first:last], asked.weights[first:last], asked.linear[first:last])
+        _mark(wanted, terms[0], 1)
         for j in range(rows.shape[1]):
             row = rows[i, j]
             if 0 <= row < len(lists.row_starts) - 1:
                 start, end = lists.row_starts[row], lists.row_starts[row + 1]
                 row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
-                out[i, j] = _score_row(row_slots, row_values, slots, weights, linear, relative[row], formula)
+                out[i, j] = _score_row(row_slots, row_values, terms, relative[row], formula, wanted, hits)
+        _mark(wanted, terms[0], 0)
 
 
 # Searching
@@ -208,8 +245,13 @@ def _prepare(
 @compiled
 def _push(scores: NDArray[np.float32], keys: Ids, score: np.float32, key: Any) -> None:
     """Replace the worst of a heap, the lowest score with the highest key, if this one is better."""
-    if score < scores[0] or (score == scores[0] and key > keys[0]):
-        return
+    if score > scores[0] or (score == scores[0] and key <= keys[0]):
+        _sink(scores, keys, score, key)
+
+
+@compiled
+def _sink(scores: NDArray[np.float32], keys: Ids, score: np.float32, key: Any) -> None:
+    """Replace the front of a heap."""
     size, i = len(scores), 0
     while True:
         child = 2 * i + 1
@@ -474,7 +516,7 @@ def search(
     usable: NDArray[np.bool_],
     drift: tuple[float, float, bool],
     best: tuple[NDArray[np.float32], Ids],
-    sums: NDArray[Any],
+    scratch: tuple[NDArray[Any], NDArray[np.uint8]],
 ) -> None:
     """Put the best usable rows of each query into its heap.
 
@@ -485,17 +527,18 @@ def search(
         is usable.
     best
         Scores with baseline and keys, ``(q, k)`` each; a heap a row, the worst in front.
-    sums
-        Zeros, ``(WINDOW,)``, of int32 for codes in bytes, else float32.
+    scratch
+        Zeros: ``(WINDOW,)`` of int32 for codes in bytes, else float32; and one for each slot at least.
     """
+    sums, wanted = scratch
     rise, fall, all_usable = drift
     k = best[0].shape[1]
-    lowest = np.empty(k)
+    lowest, hits = np.empty(k), np.empty(_LANE, np.int64)
     for query in range(len(asked.starts) - 1):
         first, last = asked.starts[query], asked.starts[query + 1]
         if first == last:
             continue
-        slots, weights, linear = asked.slots[first:last], asked.weights[first:last], asked.linear[first:last]
+        held = (asked.slots[first:last], asked.weights[first:last], asked.linear[first:last])
         scores, keys, base = best[0][query], best[1][query], asked.baseline[query]
         terms, unit, bits = _prepare(lists, asked, first, last, rise, sums)
         for i in range(k):
@@ -505,11 +548,28 @@ def search(
             threshold = max(threshold, float(_floor(lists, asked, terms, first, fall, k) * unit))
         scale = (bits, fall / rise * _DOWN)
         rows, bounds, count = _candidates(lists, terms, usable, scale, lowest, threshold, sums)
+        _mark(wanted, held[0], 1)
         for i in range(count):
+            if i % _FETCHED == 0:
+                hits[0] = _fetch(lists, rows[i : min(count, i + _FETCHED)])
             row = rows[i]
             if bounds[i] <= (np.float64(scores[0]) * _DOWN - base) * unit:
                 continue
             start, end = lists.row_starts[row], lists.row_starts[row + 1]
             row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
-            value = _score_row(row_slots, row_values, slots, weights, linear, relative[row], formula)
+            value = _score_row(row_slots, row_values, held, relative[row], formula, wanted, hits)
             _push(scores, keys, np.float32(value + base), lists.ids[row])
+        _mark(wanted, held[0], 0)
+
+
+@compiled
+def sort(scores: NDArray[np.float32], keys: Ids) -> None:
+    """Bring heaps, ``(q, k)``, into order, the best first; places left empty get the key -1."""
+    for query in range(len(scores)):
+        for size in range(scores.shape[1] - 1, -1, -1):
+            score, key = scores[query, size], keys[query, size]
+            scores[query, size], keys[query, size] = scores[query, 0], keys[query, 0]
+            if size:
+                _sink(scores[query, :size], keys[query, :size], score, key)
+            if scores[query, size] == -np.inf:
+                keys[query, size] = -1

@@ -6,6 +6,7 @@ Shapes: q queries, t terms of all queries, n rows in all segments, dead ones too
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Positions, Segment, compile_from, offsets
-from reperio.indexes.weighting import Floats, Weighting
+from reperio.indexes.weighting import ALL, Floats, Weighting
 from reperio.types import Neighbors
 
 if TYPE_CHECKING:
@@ -33,6 +34,22 @@ _TO_EACH = 16
 
 _ROW_COST = 256
 """Scoring a row costs about what summing this many postings does."""
+
+
+class _Scratch(threading.local):
+    """Zeros that compiled code works in and leaves as zeros: to make them anew would cost more than a query."""
+
+    def __init__(self) -> None:
+        self._held: dict[type[np.generic], NDArray[Any]] = {}
+
+    def zeros(self, size: int, dtype: type[np.generic]) -> NDArray[Any]:
+        """This thread's zeros, ``(size,)`` or more."""
+        if dtype not in self._held or len(self._held[dtype]) < size:
+            self._held[dtype] = np.zeros(size, dtype)
+        return self._held[dtype]
+
+
+_SCRATCH = _Scratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +88,14 @@ class Weighed:
         slots = [s[a:b] for s in self.slots]
         starts = self.starts[first : last + 1] - a
         return Weighed(starts, self.terms[a:b], self.idf[a:b], self.weights[a:b], slots, self.baseline[first:last])
+
+    def only(self, chosen: NDArray[np.bool_]) -> Weighed:
+        """The chosen queries."""
+        sizes = np.diff(self.starts)
+        held = np.repeat(chosen, sizes)
+        slots = [s[held] for s in self.slots]
+        columns = (self.terms[held], self.idf[held], self.weights[held])
+        return Weighed(offsets(sizes[chosen]), *columns, slots, self.baseline[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,9 +223,11 @@ class View:
         if not known.all():
             starts = np.concatenate([[0], np.cumsum(known)])[starts]
             terms, weights, df, slots = terms[known], weights[known], df[known], [s[known] for s in slots]
-        given = terms < self.weighting.weights_below
-        idf = np.where(given, 1.0, self.weighting.idf(df, self.rows, mean=self.mean_idf))
-        weighed: Floats = idf * weights.astype(np.float64)
+        weighed = weights.astype(np.float64)
+        given, idf = terms < self.weighting.weights_below, np.ones(len(terms))
+        if self.weighting.weights_below < ALL:
+            idf = np.where(given, 1.0, self.weighting.idf(df, self.rows, mean=self.mean_idf))
+            weighed *= idf
         baseline = np.zeros(len(queries))
         if self.weighting.absent:
             totals = np.concatenate([[0.0], np.cumsum(np.where(given, 0.0, weighed))])
@@ -225,10 +252,13 @@ class View:
         return Neighbors(np.concatenate([f.ids for f in found]), np.concatenate([f.scores for f in found]))
 
     def _best(self, queries: Weighed, k: int, allowed: Positions | None) -> Neighbors:
+        usable = self.alive
+        positive = not len(queries.weights) or float(queries.weights.min()) > 0
+        if allowed is None and self.compiles and positive:
+            return self._by_list(queries, k, usable, everything=self.all_alive)
         out = Neighbors(
             np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
         )
-        usable = self.alive
         if allowed is not None:
             usable = np.zeros(len(self.ids), dtype=np.bool_)
             usable[allowed] = True
@@ -245,7 +275,8 @@ class View:
             self._fill(out, i, found, k)
         if summed.any():
             everything = allowed is None and self.all_alive
-            self._by_list(queries, np.flatnonzero(summed), usable, out, everything=everything)
+            best = self._by_list(queries.only(summed), k, usable, everything=everything)
+            out.ids[summed], out.scores[summed] = best.ids, best.scores
         return out
 
     def _touched(self, queries: Weighed) -> Positions:
@@ -264,46 +295,38 @@ class View:
         order = np.lexsort((ids, -scores))[:k]
         out.ids[i, : len(order)], out.scores[i, : len(order)] = ids[order], scores[order]
 
-    def _by_list(
-        self, queries: Weighed, chosen: Positions, usable: NDArray[np.bool_], out: Neighbors, *, everything: bool
-    ) -> None:
-        """Search the chosen queries with compiled code."""
+    def _by_list(self, queries: Weighed, k: int, usable: NDArray[np.bool_], *, everything: bool) -> Neighbors:
+        """Search with compiled code; weights are positive."""
         from reperio.indexes import pruning
 
-        k = out.ids.shape[1]
-        scores = np.full((len(chosen), k), -np.inf, dtype=np.float32)
-        keys = np.full((len(chosen), k), 2**63 - 1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        keys = np.full((len(queries), k), 2**63 - 1, dtype=np.int64)
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
-            sums = np.zeros(WINDOW, dtype=np.int32 if segment.codes.dtype == np.uint8 else np.float32)
+            sums = _SCRATCH.zeros(WINDOW, np.int32 if segment.codes.dtype == np.uint8 else np.float32)
             pruning.search(
                 self.lists[number],
                 self.relative[rows],
                 self.weighting.formula,
-                self._asked(queries, number, chosen),
+                self._asked(queries, number),
                 usable[rows],
                 (*segment.drift(self.average), everything),
                 (scores, keys),
-                sums,
+                (sums, _SCRATCH.zeros(len(segment.terms), np.uint8)),
             )
-        keys[np.isneginf(scores)] = -1
-        order = np.lexsort((keys, -scores), axis=1)
-        out.ids[chosen] = np.take_along_axis(keys, order, axis=1)
-        out.scores[chosen] = np.take_along_axis(scores, order, axis=1)
+        pruning.sort(scores, keys)
+        return Neighbors(keys, scores)
 
-    def _asked(self, queries: Weighed, number: int, chosen: Positions) -> Any:
-        """The chosen queries' terms in one segment, for compiled code."""
+    def _asked(self, queries: Weighed, number: int) -> Any:
+        """The queries' terms in one segment, for compiled code."""
         from reperio.indexes.pruning import Asked
 
-        held = queries.slots[number] >= 0
-        if len(chosen) < len(queries):
-            kept = np.zeros(len(queries), dtype=np.bool_)
-            kept[chosen] = True
-            held &= np.repeat(kept, np.diff(queries.starts))
-        ends = np.concatenate([[0], np.cumsum(held)])[queries.starts]
-        starts = np.concatenate([[0], np.cumsum(np.diff(ends)[chosen])])
-        linear = queries.terms[held] < self.weighting.weights_below
-        return Asked(starts, queries.slots[number][held], queries.weights[held], linear, queries.baseline[chosen])
+        slots, held = queries.slots[number], queries.slots[number] >= 0
+        linear = queries.terms < self.weighting.weights_below
+        if held.all():
+            return Asked(queries.starts, slots, queries.weights, linear, queries.baseline)
+        starts = np.concatenate([[0], np.cumsum(held)])[queries.starts]
+        return Asked(starts, slots[held], queries.weights[held], linear[held], queries.baseline)
 
     def _by_row(self, query: Weighed, places: Positions) -> tuple[Positions, Floats]:
         """Those of the rows that hold a term, and their scores."""
@@ -352,12 +375,11 @@ class View:
         from reperio.indexes import pruning
 
         scores = np.zeros(places.shape)
-        everyone = np.arange(len(queries))
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
-            asked = self._asked(queries, number, everyone)
+            asked, wanted = self._asked(queries, number), _SCRATCH.zeros(len(segment.terms), np.uint8)
             formula = self.weighting.formula
-            pruning.score(self.lists[number], self.relative[rows], formula, asked, places - base, scores)
+            pruning.score(self.lists[number], self.relative[rows], formula, asked, places - base, scores, wanted)
         return scores
 
     def _sums(self, query: Weighed, places: Positions) -> tuple[Floats, NDArray[np.bool_]]:
