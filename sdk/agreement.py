@@ -90,6 +90,8 @@ class Sample:
             if signal.stored
             else signal.encoder.encode_query([" ".join(text.split()[:WORDS]) for text in texts]).embeddings
         )
+        # Asked at once: a table of a database that was read in a snapshot stays as long as that lasts.
+        self._asked = ask(signal, self.queries) if silent is None else None
         self._size = len(rows)
         self._scans = signal.stored and signal.kind in ("dense", "multi-vector")
         self._metric = metric_of(build(signal.derived.spec)) or "ip"
@@ -126,7 +128,7 @@ class Sample:
         least
             Share of the best hits that it must find, if the source does.
         """
-        asked = ask(self.signal, self.queries) if self._silent is None else None
+        asked = self._asked
         if not self._scans and asked is None:
             return Agreement(self._size, "source", False, None, None, f"the source cannot be asked: {self._silent}")
         best = self._best if self._scans else asked
