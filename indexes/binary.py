@@ -21,7 +21,7 @@ from reperio.indexes.chosen import Chosen, KeyedRows
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.growing import check_options
 from reperio.indexes.hamming import Codes, apart, encoded, nearest
-from reperio.indexes.rows import Positions, check_ids, check_k, check_pairs, grown, merge, pad
+from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, grown, merge, pad
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -252,7 +252,7 @@ class BinaryIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        gone = np.unique(np.asarray(ids, dtype=np.int64))
+        gone = check_removed(ids)
         return self._rows.remove(gone) + self._waiting.remove(gone)
 
     def compact(self) -> None:
@@ -276,7 +276,7 @@ class BinaryIndex:
         InvalidInput, ShapeError, ConfigurationError
             k is not positive; queries of other dimensions, NaN or infinity; an option that the factory has not.
         """
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         vectors = check_dense(queries, what="queries", dim=self._dim)
         self._check(options or {})
         settings = {**self._defaults(k), **self.options, **(options or {})}
@@ -284,7 +284,7 @@ class BinaryIndex:
 
     def exact(self, queries: Dense, k: int, /, *, allowed: IdSet | None = None) -> Neighbors:
         """The twin of `search` that compares every code."""
-        check_k(k)
+        allowed = check_search(k, allowed)
         return self._found(self._encoded(check_dense(queries, what="queries", dim=self._dim)), k, allowed, None)
 
     def _found(self, codes: Codes, k: int, allowed: IdSet | None, settings: Mapping[str, int] | None) -> Neighbors:

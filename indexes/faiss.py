@@ -23,7 +23,7 @@ from reperio.indexes.growing import GrowingIndex, check_options, lists_on_disk
 from reperio.indexes.layers import OPTIONS
 from reperio.indexes.presets import check_recall, preset
 from reperio.indexes.ranges import Ranges, ordered, within
-from reperio.indexes.rows import check_ids, check_k, check_pairs, merge
+from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, merge
 from reperio.indexes.verified import read_verified
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -228,7 +228,7 @@ class FaissIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        return self._held.remove(np.unique(np.asarray(ids, dtype=np.int64)))
+        return self._held.remove(check_removed(ids))
 
     def compact(self) -> None:
         """Give back the positions of rows removed or replaced, and take in rows added to a mapped index.
@@ -261,7 +261,7 @@ class FaissIndex:
         ConfigurationError
             For an option that the factory does not have.
         """
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         vectors = check_dense(queries, what="queries", dim=self.dim)
         self._check(options, k)
         held, main = self._held, self._held.ready
@@ -272,7 +272,7 @@ class FaissIndex:
 
     def exact(self, queries: Dense, k: int, /, *, allowed: IdSet | None = None) -> Neighbors:
         """The twin of `search` that compares every row, as it is kept: what an approximate search is measured by."""
-        check_k(k)
+        allowed = check_search(k, allowed)
         vectors = check_dense(queries, what="queries", dim=self.dim)
         held, main = self._held, self._held.ready
         if main is None:

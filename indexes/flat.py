@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reperio.artifacts import new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, CorruptArtifact
-from reperio.indexes.rows import Positions, check_ids, check_k, check_pairs, grown, merge, pad
+from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, grown, merge, pad
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -246,7 +246,7 @@ class FlatIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        places = [self._at.pop(key, -1) for key in np.unique(np.asarray(ids, dtype=np.int64)).tolist()]
+        places = [self._at.pop(key, -1) for key in check_removed(ids).tolist()]
         gone = np.sort([place for place in places if place >= 0]).astype(np.int64)
         size = len(self)
         # The last rows move into the holes, so that what is held stays in one piece.
@@ -273,7 +273,7 @@ class FlatIndex:
         """
         if options:
             raise ConfigurationError(f"FlatIndex has no search option {sorted(options)[0]!r}.", "It has none.")
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         return nearest(self._asked(queries), k, self._blocks(allowed), metric=self.metric)
 
     def score(self, queries: Dense, ids: Ids, /) -> Dense:

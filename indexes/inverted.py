@@ -11,9 +11,9 @@ import numpy as np
 
 from reperio.artifacts import new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
-from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, NotFound, ShapeError
-from reperio.indexes.postings import Positions, Precision, Segment, Settings
-from reperio.indexes.rows import check_ids, check_k, check_pairs
+from reperio.errors import ConfigurationError, CorruptArtifact, NotFound, ShapeError
+from reperio.indexes.postings import Precision, Segment, Settings
+from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
 from reperio.indexes.scoring import View
 from reperio.indexes.weighting import ALL, Weighting
 from reperio.protocols import Spec
@@ -152,7 +152,7 @@ class InvertedIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        ids = np.unique(np.asarray(ids, dtype=np.int64))
+        ids = check_removed(ids)
         with self._writing:
             kept, found = self._without(ids)
             if found:
@@ -214,10 +214,10 @@ class InvertedIndex:
         if options:
             name = type(self).__name__
             raise ConfigurationError(f"{name} has no search option {sorted(options)[0]!r}.", "It has none.")
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         view = self._view
         _check_rows(queries, view.dim, what="queries")
-        return view.best(view.weigh(queries), k, None if allowed is None else _places(view, allowed))
+        return view.best(view.weigh(queries), k, None if allowed is None else view.find_all(allowed))
 
     def check_queries(self, queries: Sparse) -> None:
         """Refuse queries that are malformed, or of other columns.
@@ -297,13 +297,6 @@ class InvertedIndex:
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise CorruptArtifact(f"{path} is no {cls.__name__}: {error}.", "Rebuild it.") from error
         return index
-
-
-def _places(view: View, allowed: IdSet) -> Positions:
-    ids = np.asarray(allowed, dtype=np.int64)
-    if (ids[1:] <= ids[:-1]).any():
-        raise InvalidInput("allowed is not sorted with each id once.", "Pass np.unique(allowed).")
-    return view.find_all(ids)
 
 
 def _check_rows(rows: object, dim: int | None, *, what: str) -> None:

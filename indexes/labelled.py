@@ -20,7 +20,7 @@ from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, CorruptArtifact
 from reperio.indexes.chosen import Chosen, KeyedRows
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
-from reperio.indexes.rows import Positions, check_ids, check_k, check_pairs, merge, pad
+from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge, pad
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -162,7 +162,7 @@ class LabelledIndex(ABC):
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        return self._rows.remove(np.unique(np.asarray(ids, dtype=np.int64)))
+        return self._rows.remove(check_removed(ids))
 
     def compact(self) -> None:
         """Build the engine anew, without the rows that were removed or replaced."""
@@ -195,7 +195,7 @@ class LabelledIndex(ABC):
         ConfigurationError
             For an option that the engine does not have.
         """
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         vectors = self._scaled(check_dense(queries, what="queries", dim=self._dim))
         expansion = self._checked(options or {}) or self._default(k)
         chosen = self._rows.chosen(allowed)

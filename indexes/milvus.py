@@ -191,7 +191,7 @@ class MilvusIndex(ServedIndex):
             if name != kind.option:
                 fix = f"It has: {kind.option}." if kind.option else "It has none."
                 raise ConfigurationError(f"MilvusIndex({self.index_type!r}) has no search option {name!r}.", fix)
-            if not isinstance(value, int) or not 0 < value <= kind.widest:
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= kind.widest:
                 raise ConfigurationError(f"The search option {name} is {value!r}.", f"Give 1 to {kind.widest}.")
         chosen = {**self.options, **options}
         if kind.option == "nprobe":

@@ -21,6 +21,7 @@ import numpy as np
 from reperio.embeddings import Ids, Sparse
 from reperio.errors import ConfigurationError, NotFound, ReperioError, ServerUnavailable, StorageError
 from reperio.extras import load
+from reperio.indexes.abandoned import wait
 from reperio.indexes.tables import State
 from reperio.types import Neighbors
 
@@ -303,6 +304,7 @@ def _connect(uri: str, token: str, timeout: float) -> Any:
 
 def disconnect(uri: str) -> None:
     """Close the connection, and stop the embedded server."""
+    wait(_CONNECTING)
     _clients.close(uri)
     if read_uri(uri):
         load("milvus_lite.server_manager", extra="milvus").server_manager_instance.release_server(uri)

@@ -22,7 +22,7 @@ from reperio.indexes.multivector_probing import Mask, shortlist
 from reperio.indexes.multivector_segments import PlainSegment
 from reperio.indexes.multivector_view import View
 from reperio.indexes.residual import Codec
-from reperio.indexes.rows import check_ids, check_k, check_pairs
+from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -248,7 +248,7 @@ class MultiVectorIndex:
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
         with self._writing:
-            self._view, found = self._view.without(np.unique(np.asarray(ids, dtype=np.int64)))
+            self._view, found = self._view.without(check_removed(ids))
         return found
 
     # Searching
@@ -278,11 +278,11 @@ class MultiVectorIndex:
         ConfigurationError
             For an option that there is not.
         """
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         view = self._view
         asked = self._scaled(check_multi_vector(queries, what="queries", dim=view.dim))
         given = self._checked(options)
-        passing = None if allowed is None else np.asarray(allowed, dtype=np.int64)
+        passing = allowed
         found = nearest(asked, k, view.blocks(passing, max(1, _VALUES // max(1, asked.vectors.shape[1]))))
         if not view.coded or not len(asked):
             return found

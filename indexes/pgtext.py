@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense, Ids, IdSet
 from reperio.errors import ConfigurationError, ShapeError
 from reperio.indexes.pgvector_table import PostgresTable, among, neighbors, none
-from reperio.indexes.rows import check_ids, check_k, check_pairs
+from reperio.indexes.rows import check_ids, check_pairs, check_search
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -178,9 +178,9 @@ class PostgresTextIndex(PostgresTable):
         """
         if options:
             raise ConfigurationError(f"PostgresTextIndex has no search option {sorted(options)[0]!r}.", "It has none.")
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         asked = _checked(queries, what="queries")
-        keys = None if allowed is None else np.asarray(allowed, dtype=np.int64)
+        keys = allowed
         with self._session() as connection:
             state = self._state(connection)
             if state is None or not state.rows or not asked or (keys is not None and not len(keys)):

@@ -17,7 +17,7 @@ from reperio.errors import ConfigurationError, ReadOnly, UnsupportedOperation
 from reperio.indexes.flat import Metric
 from reperio.indexes.pgvector_columns import BYTES, DType, column, copied, width
 from reperio.indexes.pgvector_table import PostgresTable, State, among, neighbors, none
-from reperio.indexes.rows import check_ids, check_k, check_pairs
+from reperio.indexes.rows import check_ids, check_pairs, check_search
 from reperio.postgres import Packed
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -296,12 +296,12 @@ class PgvectorIndex(PostgresTable):
             For an option that this index does not have.
         ServerUnavailable
         """
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         settings = {**self.options, **self._checked(options)}
         with self._session() as connection:
             state = self._state(connection)
             asked = self.column.check(queries, what="queries", dim=None if state is None else state.dim)
-            keys = None if allowed is None else np.asarray(allowed, dtype=np.int64)
+            keys = allowed
             if state is None or not state.rows or not len(asked) or (keys is not None and not len(keys)):
                 return none(len(asked), k)
             reach = settings.get("ef_search", min(1000, max(_REACH, 2 * k)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 from uuid import uuid4
@@ -17,7 +17,8 @@ from reperio.artifacts import new_folder, read_folder
 from reperio.embeddings import Ids, IdSet
 from reperio.errors import ConfigurationError, CorruptArtifact, ReperioError, StaleResult, UnsupportedOperation
 from reperio.extras import load
-from reperio.indexes.rows import pad
+from reperio.indexes.abandoned import drop_when_gone
+from reperio.indexes.rows import check_removed, pad
 from reperio.postgres import Database
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -161,7 +162,8 @@ class PostgresTable:
                 state = self._make(connection, dim)
             yield connection, state
         if made and not self._kept:
-            self._dropping = weakref.finalize(self, _drop, self._home(), self._schema, self._name)
+            drop = partial(_drop, self._home(), self._schema, self._name)
+            self._dropping = drop_when_gone(self, drop, at_exit=True)
 
     def _make(self, connection: Any, dim: int) -> State:
         # Two who make the schema at once would fail, one of them, in spite of IF NOT EXISTS.
@@ -205,7 +207,7 @@ class PostgresTable:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        gone = np.unique(np.asarray(ids, dtype=np.int64))
+        gone = check_removed(ids)
         if self._database is None or not len(gone):
             return 0
         with self._changing() as (connection, state):
@@ -342,5 +344,6 @@ def _drop(database: Database, schema: str, name: str) -> None:
     with suppress(ReperioError), database.transaction() as connection:
         table = sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(schema, name))
         row = sql.SQL("DELETE FROM {}.tables WHERE name = %s").format(sql.Identifier(schema))
+        connection.execute("SELECT set_config('lock_timeout', '10s', true)")
         connection.execute(table)
         connection.execute(row, (name,))

@@ -141,11 +141,11 @@ class QdrantIndex(ServedIndex):
         return float("inf")  # the server links rows into its graph in its own time
 
     def _settings(self, options: Mapping[str, int]) -> dict[str, int]:
-        given: dict[str, int] = {**self.options, **options}
+        given: dict[str, Any] = {**self.options, **options}
         for name, value in given.items():
             if name not in _OPTIONS or (self._sparse and name == "hnsw_ef"):
                 raise ConfigurationError(f"QdrantIndex has no search option {name!r}.", "It has: hnsw_ef, exact.")
-            if not 0 <= value <= _OPTIONS[name]:
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _OPTIONS[name]:
                 raise ConfigurationError(f"The search option {name} is {value!r}.", f"Give 0 to {_OPTIONS[name]}.")
         return given
 

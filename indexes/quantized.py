@@ -21,7 +21,7 @@ from reperio.indexes.flat import FlatIndex, Metric, check_metric, nearest
 from reperio.indexes.labelled import check_positive
 from reperio.indexes.quantization import CODECS, Codec, Int8Codec, Quantization, check_fit
 from reperio.indexes.quantization_report import QuantizationReport
-from reperio.indexes.rows import Positions, check_ids, check_k, check_pairs, merge
+from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge
 from reperio.indexes.shelf import Shelf
 from reperio.protocols import Index, Spec
 from reperio.registry import build
@@ -271,7 +271,7 @@ class QuantizedIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        gone = np.unique(np.asarray(ids, dtype=np.int64))
+        gone = check_removed(ids)
         count = self._rows.remove(gone) + self._tail.remove(gone)
         self._let_go()
         return count
@@ -308,7 +308,7 @@ class QuantizedIndex:
         InvalidInput, ShapeError, ConfigurationError
             A k that is not positive; queries unlike the rows, NaN or infinite; an option that there is not.
         """
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         vectors = check_dense(queries, what="queries", dim=self._dim)
         fetch, coded = k * self._oversampled(options or {}), self._coded
         if coded is None:

@@ -18,7 +18,7 @@ from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
 from reperio.indexes.keygraph import KeyGraph
-from reperio.indexes.rows import Positions, Rows, check_ids, check_k, check_pairs, grown, merge
+from reperio.indexes.rows import Positions, Rows, check_ids, check_pairs, check_removed, check_search, grown, merge
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -250,7 +250,7 @@ class QueryAwareIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        return self._rows.remove(np.unique(np.asarray(ids, dtype=np.int64)))
+        return self._rows.remove(check_removed(ids))
 
     def _fetch(self, positions: Positions) -> Dense:
         """The vectors at positions, ``(m, d)``."""
@@ -291,7 +291,7 @@ class QueryAwareIndex:
     def _search(
         self, queries: Dense, k: int, allowed: IdSet | None, options: Mapping[str, int] | None
     ) -> tuple[Neighbors, Ids]:
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         vectors = self._checked(queries)
         _check_options(options or {})
         mask, linked = self._rows.mask(allowed), self._first

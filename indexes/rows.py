@@ -5,16 +5,17 @@ Shapes: q queries, n rows, k results, m keys asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reperio.embeddings import Dense, Ids, IdSet
-from reperio.errors import DuplicateId, InvalidInput, ShapeError
+from reperio.errors import ConfigurationError, DuplicateId, InvalidInput, ShapeError
 from reperio.types import Neighbors
 
-__all__ = ["Positions", "Rows", "check_ids", "check_k", "check_pairs", "grown", "merge", "pad"]
+__all__ = ["Positions", "Rows", "check_ids", "check_pairs", "check_removed", "check_search", "grown", "merge", "pad"]
 
 Positions: TypeAlias = NDArray[np.int64]
 """Places in an index that appends, int64; ``-1`` where there is none."""
@@ -56,10 +57,55 @@ def check_ids(ids: object, *, rows: int) -> Ids:
     return array
 
 
-def check_k(k: int) -> None:
-    """Refuse a number of results that is not positive."""
-    if k <= 0:
-        raise InvalidInput(f"k is {k}.", "Ask for 1 or more.")
+def check_removed(ids: object) -> IdSet:
+    """Return keys to be taken away, each once: of keys that are not held nothing is said.
+
+    Raises
+    ------
+    ShapeError
+        Not whole numbers, or not one-dimensional.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise ShapeError(f"ids has shape {array.shape} and dtype {array.dtype}.", "Give int64 keys in one row, (n,).")
+    return np.unique(array.astype(np.int64, copy=False))
+
+
+def check_search(k: object, allowed: object = None, options: object = None) -> IdSet | None:
+    """Return ``allowed`` as int64, or say what is wrong with what was asked; names of options are the index's to know.
+
+    Raises
+    ------
+    InvalidInput
+        k is no whole number, below 1 or beyond 31 bits; ``allowed`` is out of order, or holds a key twice or below 0.
+    ShapeError
+        ``allowed`` is no row of whole numbers: a mask, say.
+    ConfigurationError
+        ``options`` is no mapping to whole numbers.
+    """
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k <= 0:
+        raise InvalidInput(f"k is {k!r}.", "Ask for a whole number of 1 or more.")
+    if k >= 1 << 31:
+        raise InvalidInput(f"k is {k}: so many slots for each query fit no memory.", "Ask for len(index) at most.")
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigurationError(f"options is a {type(options).__name__}.", "Give a mapping: {name: whole number}.")
+    for name, value in (options or {}).items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ConfigurationError(f"The search option {name} is {value!r}.", "Give a whole number.")
+    return None if allowed is None else _check_allowed(allowed)
+
+
+def _check_allowed(allowed: object) -> IdSet:
+    array = np.asarray(allowed)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        problem = f"allowed has shape {array.shape} and dtype {array.dtype}."
+        raise ShapeError(problem, "Give int64 keys in one row; of a mask, the keys where it is true.")
+    array = array.astype(np.int64, copy=False)
+    if not _ascending(array):
+        raise InvalidInput("allowed is not sorted with each id once.", "Pass np.unique(allowed).")
+    if len(array) and array[0] < 0:
+        raise InvalidInput(f"The id {array[0]} in allowed is negative.", "Use keys from 0.")
+    return array
 
 
 def check_pairs(ids: object, *, queries: int) -> Ids:

@@ -22,7 +22,7 @@ from reperio.errors import ConfigurationError, CorruptArtifact
 from reperio.extras import load
 from reperio.indexes.inverted import InvertedIndex, TermScore
 from reperio.indexes.postings import Precision
-from reperio.indexes.rows import check_k, merge
+from reperio.indexes.rows import check_removed, check_search, merge, pad
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -192,8 +192,9 @@ class SeismicIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        self._forget(np.asarray(ids, dtype=np.int64))
-        return self.exact.remove(ids)
+        gone = check_removed(ids)
+        self._forget(gone)
+        return self.exact.remove(gone)
 
     def _forget(self, ids: Ids) -> None:
         left: list[_Sealed] = []
@@ -251,17 +252,20 @@ class SeismicIndex:
         unknown = sorted(set(options or {}) - {"query_cut"})
         if unknown:
             raise ConfigurationError(f"SeismicIndex has no search option {unknown[0]!r}.", "It has: query_cut.")
-        check_k(k)
-        if allowed is not None or not self._sealed or not len(queries):
+        allowed = check_search(k, allowed, options)
+        cut = (options or {}).get("query_cut", self.query_cut)
+        if cut < 1:
+            raise ConfigurationError(f"The search option query_cut is {cut}.", "Give 1 or more.")
+        if allowed is not None or not self._sealed:
             return self.exact.search(queries, k, allowed=allowed)
         self.exact.check_queries(queries)
-        cut = (options or {}).get("query_cut", self.query_cut)
         parts = [s.search(queries, k, cut=cut, heap_factor=self.heap_factor) for s in self._sealed]
         if self.sealed < len(self.exact):
             parts.append(self.exact.search(queries, k, allowed=self._unsealed()))
         best = merge(parts, k) if len(parts) > 1 else parts[0]
         found = Neighbors(best.ids, self.exact.score(queries, best.ids))
-        return merge([found], k)
+        best = merge([found], k)
+        return pad(best.ids, best.scores, k)
 
     def score(self, queries: Sparse, ids: Ids, /) -> Dense:
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""

@@ -21,8 +21,9 @@ import numpy as np
 from reperio.artifacts import new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense, take, to_bytes
 from reperio.errors import ConfigurationError, CorruptArtifact, NotFound, ShapeError
+from reperio.indexes.abandoned import drop_when_gone
 from reperio.indexes.flat import Metric, unit
-from reperio.indexes.rows import check_ids, check_k, check_pairs, pad
+from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, pad
 from reperio.indexes.sparse_rows import check_sparse
 from reperio.indexes.tables import BYTES, State, Table, TableSearch, fetched, split
 from reperio.protocols import Spec
@@ -190,8 +191,8 @@ class ServedIndex(ABC):
                 raise
             self._dim = dim
             if not self._known:
-                self._dropping = weakref.finalize(self, table.abandon)
-                self._dropping.atexit = False  # too late to ask a server that may live in this very process
+                # Not at exit: too late to ask a server that may live in this very process.
+                self._dropping = drop_when_gone(self, table.abandon, at_exit=False)
         else:
             if dim != self._dim:
                 raise ShapeError(f"embeddings has {dim} dimensions, the table {self._dim}.", "Use the same encoder.")
@@ -256,7 +257,7 @@ class ServedIndex(ABC):
         ServerUnavailable
             Some of the rows may be gone: remove them again.
         """
-        wanted = np.unique(np.asarray(ids, dtype=np.int64))
+        wanted = check_removed(ids)
         with self._writing:
             if not len(wanted) or not self._there() or self._dim is None:
                 return 0
@@ -303,11 +304,11 @@ class ServedIndex(ABC):
             For an option that the index does not have.
         ServerUnavailable
         """
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         settings = self._settings(options or {})
         there = self._there()
         asked = self._checked(queries, what="queries")
-        only = None if allowed is None else np.unique(np.asarray(allowed, dtype=np.int64))
+        only = allowed
         if not there or self._dim is None or not len(asked) or (only is not None and not len(only)):
             return pad(np.empty((len(asked), 0), dtype=np.int64), np.empty((len(asked), 0), dtype=np.float32), k)
         if self._unsettled > self._patience:

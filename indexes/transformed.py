@@ -15,7 +15,7 @@ from reperio.artifacts import new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
 from reperio.indexes.flat import FlatIndex, Metric, check_metric
-from reperio.indexes.rows import check_ids, check_k, check_pairs, merge
+from reperio.indexes.rows import check_ids, check_pairs, check_search, merge
 from reperio.indexes.transforms import Transform
 from reperio.protocols import Index, Mappable, Spec, Trainable
 from reperio.registry import build, resolve
@@ -241,7 +241,7 @@ class TransformedIndex:
         ConfigurationError
             For an option that the index behind does not have.
         """
-        check_k(k)
+        allowed = check_search(k, allowed, options)
         vectors = check_dense(queries, what="queries", dim=self._dim)
         levels = self._levels(vectors) if self._ready else [vectors[:0]]
         found = self.index.search(levels[-1], k, allowed=allowed, options=options)

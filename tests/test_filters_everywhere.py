@@ -200,14 +200,13 @@ def _drawn(there: list[Any], fresh: st.SearchStrategy[Any], allowed: set[str]) -
     return st.one_of(st.sampled_from(usable), fresh) if usable else fresh
 
 
-def trees(rows: list[dict[str, Any]]) -> st.SearchStrategy[Tree]:
-    return st.recursive(
-        leaves(rows),
-        lambda inner: st.one_of(
-            st.tuples(st.sampled_from(["and", "or"]), inner, inner), st.tuples(st.just("not"), inner)
-        ),
-        max_leaves=6,
-    )
+@st.composite
+def trees(draw: st.DrawFn, rows: list[dict[str, Any]], depth: int = 3) -> Tree:
+    word = draw(st.sampled_from(["one", "and", "or", "not"])) if depth else "one"
+    if word == "one":
+        return draw(leaves(rows))
+    parts = [draw(trees(rows, depth - 1)) for _ in range(1 if word == "not" else 2)]
+    return word, *parts
 
 
 # Signals: an encoder of each kind, and what it scores each text

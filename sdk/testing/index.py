@@ -14,27 +14,22 @@ import json
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from reperio.embeddings import Dense, Embeddings, Ids, MultiVector, Sparse, kind_of, take
+from reperio.embeddings import Dense, Ids, kind_of, take
 from reperio.errors import (
-    ConfigurationError,
     CorruptArtifact,
-    DuplicateId,
-    InvalidInput,
-    NotFound,
     ShapeError,
-    StorageError,
     UnsupportedOperation,
 )
 from reperio.indexes.flat import FlatIndex
 from reperio.protocols import Index
 from reperio.registry import build
+from reperio.testing.bad_input import BadInputContract
 from reperio.types import Neighbors
 
 __all__ = ["QUERIES", "ROWS", "IndexContract", "clustered"]
@@ -52,7 +47,7 @@ def clustered(rows: int, dim: int, *, seed: int = 0) -> Dense:
     return out
 
 
-class IndexContract:
+class IndexContract(BadInputContract):
     """Laws of `reperio.protocols.Index`, for any kind of embedding.
 
     Attributes
@@ -65,6 +60,8 @@ class IndexContract:
         Whether rows may be left out of a result though there is room: those that share no term with the query.
     scores_rows
         Whether `score` is there; if not, it must say so.
+    option
+        A search option that the index has, if any, to be given wrong values.
     keeps_files
         Whether what was saved stays as it was while the index goes on. Not where the rows are on a server: a folder
         then only names them, and opening it finds them as they are now.
@@ -73,7 +70,6 @@ class IndexContract:
     recall_floor: float = 1.0
     score_tolerance: float = 1e-5
     returns_only_matches: bool = False
-    scores_rows: bool = True
     keeps_files: bool = True
 
     @pytest.fixture
@@ -169,19 +165,6 @@ class IndexContract:
     def test_no_queries_give_no_results(self, filled: Index[Any], queries: Any) -> None:
         """An empty batch is a batch."""
         assert filled.search(take(queries, np.arange(0)), K).ids.shape == (0, K)
-
-    @pytest.mark.parametrize("k", [0, -1])
-    def test_asking_for_none_is_refused(self, filled: Index[Any], queries: Any, k: int) -> None:
-        """k below 1 is the caller's mistake."""
-        with pytest.raises(InvalidInput, match=str(k)):
-            filled.search(queries, k)
-
-    def test_an_unknown_option_is_refused_by_name(self, index: Index[Any], keys: Ids, rows: Any) -> None:
-        """A misspelt option must not search with the default, not even while the index is empty."""
-        for _ in range(2):
-            with pytest.raises(ConfigurationError, match="no_such_option"):
-                index.search(rows, K, options={"no_such_option": 3})
-            index.add(keys, rows)
 
     def test_a_batch_gives_what_its_queries_give_one_by_one(self, filled: Index[Any], queries: Any) -> None:
         """A score depends on the batch, or state is carried from query to query."""
@@ -312,42 +295,6 @@ class IndexContract:
         assert filled.remove(keys[:0]) == 0
         assert len(filled) == ROWS
 
-    # Bad input
-
-    def test_bad_rows_are_refused_and_nothing_is_changed(
-        self, filled: Index[Any], keys: Ids, rows: Any, queries: Any
-    ) -> None:
-        """Check everything before the first change: NaN, another dimension, keys that do not fit."""
-        before = filled.search(queries, K)
-        two, fresh = take(rows, np.arange(2)), keys[-1] + np.array([1, 2])
-        calls: list[tuple[Any, Any, type[InvalidInput]]] = [
-            (fresh, _poisoned(two), ShapeError),
-            (fresh, _wider(two), ShapeError),
-            (fresh[:1], two, ShapeError),
-            (fresh + 0.5, two, ShapeError),
-            (fresh[[0, 0]], two, DuplicateId),
-            (fresh - fresh[1], two, InvalidInput),
-        ]
-        for ids, embeddings, error in calls:
-            with pytest.raises(error):
-                filled.add(ids, embeddings)
-        np.testing.assert_array_equal(filled.ids, keys)
-        self._same(filled.search(queries, K), before)
-
-    def test_bad_rows_leave_an_empty_index_empty(self, index: Index[Any], keys: Ids, rows: Any) -> None:
-        """A refused first row must not fix the number of dimensions."""
-        with pytest.raises(ShapeError):
-            index.add(keys[:2], _poisoned(take(rows, np.arange(2))))
-        assert len(index) == 0
-        index.add(keys, rows)
-        assert len(index) == ROWS
-
-    def test_bad_queries_are_refused(self, filled: Index[Any], queries: Any) -> None:
-        """NaN finds nothing in silence, and another dimension reads what is not there."""
-        for wrong in (_poisoned(queries), _wider(queries)):
-            with pytest.raises(ShapeError):
-                filled.search(wrong, K)
-
     # Scoring
 
     def test_a_row_scores_what_a_search_says(self, filled: Index[Any], queries: Any) -> None:
@@ -421,14 +368,6 @@ class IndexContract:
                     type(filled).open(tmp_path / "damaged")
                 shutil.rmtree(tmp_path / "damaged")
 
-    def test_nothing_is_overwritten(self, filled: Index[Any], tmp_path: Path) -> None:
-        """An index that is mapped elsewhere must not change under its reader."""
-        filled.save(tmp_path / "saved")
-        with pytest.raises(StorageError, match="exists"):
-            filled.save(tmp_path / "saved")
-        with pytest.raises(NotFound):
-            type(filled).open(tmp_path / "never_saved")
-
     # How results are compared
 
     def _check_form(self, index: Index[Any], found: Neighbors) -> None:
@@ -470,30 +409,6 @@ def _twin(index: Index[Any], folder: Path) -> Index[Any]:
     """Another index like this one, by way of the disk."""
     index.save(folder / "twin")
     return type(index).open(folder / "twin")
-
-
-def _poisoned(embeddings: Embeddings) -> Embeddings:
-    """The same rows with NaN in the first."""
-    if isinstance(embeddings, Sparse):
-        return replace(embeddings, weights=_with_nan(embeddings.weights))
-    if isinstance(embeddings, MultiVector):
-        return replace(embeddings, vectors=_with_nan(embeddings.vectors))
-    return _with_nan(embeddings)
-
-
-def _with_nan(values: Dense) -> Dense:
-    out = values.copy()
-    out.ravel()[0] = np.nan
-    return out
-
-
-def _wider(embeddings: Embeddings) -> Embeddings:
-    """The same rows in one dimension more."""
-    if isinstance(embeddings, Sparse):
-        return replace(embeddings, dim=embeddings.dim + 1)
-    if isinstance(embeddings, MultiVector):
-        return replace(embeddings, vectors=np.pad(embeddings.vectors, ((0, 0), (0, 1))))
-    return np.pad(embeddings, ((0, 0), (0, 1)))
 
 
 def _flip(file: Path) -> None:

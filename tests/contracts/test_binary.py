@@ -52,6 +52,8 @@ class TestBFlatUncalibrated(BinaryContract):
 
 
 class TestBHNSW(BinaryContract):
+    option = "efSearch"
+
     @pytest.fixture
     def index(self) -> BinaryIndex:
         return BinaryIndex("BHNSW32")

@@ -10,6 +10,7 @@ from reperio.testing.index import IndexContract
 
 class TestHnswlibIndex(IndexContract):
     recall_floor = 0.98
+    option = "ef"
 
     @pytest.fixture(params=["ip", "l2"])
     def index(self, request: pytest.FixtureRequest) -> HnswlibIndex:

@@ -81,10 +81,10 @@ def contract(factory: str, metric: Metric = "cosine", **attributes: Any) -> type
 
 
 TestFlat, TestFlatIP, TestFlatL2 = (contract("Flat", metric) for metric in get_args(Metric))
-TestHNSW, TestHNSWL2 = (contract("HNSW32", metric, recall_floor=0.98) for metric in ("cosine", "l2"))
-TestIVF, TestIVFL2 = (contract("IVF32,Flat", metric, recall_floor=0.9) for metric in ("cosine", "l2"))
+TestHNSW, TestHNSWL2 = (contract("HNSW32", metric, recall_floor=0.98, option="efSearch") for metric in ("cosine", "l2"))
+TestIVF, TestIVFL2 = (contract("IVF32,Flat", metric, recall_floor=0.9, option="nprobe") for metric in ("cosine", "l2"))
 TestIVFHNSW = contract("IVF32_HNSW16,Flat", recall_floor=0.9)
-TestRefined = contract("IVF32,PQ8x4fs,RFlat", recall_floor=0.9)
+TestRefined = contract("IVF32,PQ8x4fs,RFlat", recall_floor=0.9, option="k_factor")
 TestSQ = contract("SQ8", recall_floor=0.9)
 TestHNSWSQ = contract("HNSW32,SQ8", recall_floor=0.9)
 TestIVFSQ = contract("IVF32,SQ8", recall_floor=0.9)

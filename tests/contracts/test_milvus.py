@@ -24,6 +24,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class TestMilvusIndex(IndexContract):
     keeps_files = False
     recall_floor = 0.98
+    option = "ef"
 
     @pytest.fixture
     def index(self, uri: str) -> MilvusIndex:

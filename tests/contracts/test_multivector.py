@@ -70,7 +70,7 @@ class CodedContract(MultiVectorContract):
 
 
 class TestEightBits(CodedContract):
-    bits, recall_floor = 8, 0.99
+    bits, recall_floor, option = 8, 0.99, "nprobe"
 
 
 class TestFourBits(CodedContract):

@@ -17,6 +17,7 @@ pytest.importorskip("qdrant_client")
 
 class TestQdrantIndex(IndexContract):
     keeps_files = False
+    option = "hnsw_ef"
 
     @pytest.fixture
     def index(self) -> QdrantIndex:
@@ -26,6 +27,7 @@ class TestQdrantIndex(IndexContract):
 class TestQdrantIndexSparse(IndexContract):
     keeps_files = False
     returns_only_matches = True
+    option = "exact"
 
     @pytest.fixture
     def index(self) -> QdrantIndex:

@@ -36,6 +36,7 @@ class TestUntaught(IndexContract):
     """Rows stand in for queries."""
 
     recall_floor = 0.9
+    option = "ef"
 
     @pytest.fixture
     def index(self) -> QueryAwareIndex:

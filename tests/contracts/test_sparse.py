@@ -35,6 +35,7 @@ class TestInvertedIndex(SparseContract):
 
 class TestSeismicIndex(SparseContract):
     recall_floor = 0.9
+    option = "query_cut"
 
     @pytest.fixture
     def index(self) -> SeismicIndex:

@@ -58,6 +58,7 @@ class TestSomeDoNotFit(IndexContract):
 
 class TestHNSWBehind(IndexContract):
     recall_floor = 0.95
+    option = "efSearch"
 
     @pytest.fixture
     def index(self) -> TransformedIndex:

@@ -10,6 +10,7 @@ from reperio.testing.index import IndexContract
 
 class TestFull(IndexContract):
     recall_floor = 0.98
+    option = "expansion_search"
 
     @pytest.fixture(params=["cosine", "l2"])
     def index(self, request: pytest.FixtureRequest) -> UsearchIndex:

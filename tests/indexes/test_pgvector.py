@@ -25,11 +25,13 @@ from reperio.errors import (
     StorageError,
     UnsupportedOperation,
 )
+from reperio.indexes.abandoned import wait
 from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.pgtext import PostgresTextIndex
 from reperio.indexes.pgvector import PgvectorIndex
 from reperio.indexes.pgvector_table import SCHEMA
+from reperio.postgres import Database
 from reperio.testing.index import clustered
 
 ROWS = 3000
@@ -223,6 +225,7 @@ def test_an_index_that_was_not_saved_leaves_nothing(server: str, tmp_path: Path)
     kept_name = kept._name
     del made, kept, index
     gc.collect()
+    wait(10)
     assert names & tables(server) == {kept_name}
     opened, other = (PgvectorIndex.open(tmp_path / "saved") for _ in range(2))
     assert opened.ids.tolist() == other.ids.tolist() == [0, 1]
@@ -232,6 +235,41 @@ def test_an_index_that_was_not_saved_leaves_nothing(server: str, tmp_path: Path)
     assert len(opened) == 0
     with pytest.raises(StaleResult, match="dropped"):
         other.search(np.eye(2, dtype=np.float32), 1)
+
+
+def test_garbage_collected_in_the_middle_of_a_search_does_not_disturb_it(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer that asked the server itself ended the search that it interrupted, or waited for its own lock."""
+    index, lost = PgvectorIndex(server), [PgvectorIndex(server, index=None) for _ in range(3)]
+    vectors = clustered(400, 8)
+    index.add(np.arange(400), vectors)
+    index.build()
+    for other in lost:
+        other.add(np.arange(2), np.eye(2, dtype=np.float32))
+    names = {other._name for other in lost}
+    del other
+    find, take = PgvectorIndex._find, Database._take
+
+    def finding(self: PgvectorIndex, *arguments: Any, **named: Any) -> Any:
+        if lost:
+            lost.pop()
+        return find(self, *arguments, **named)
+
+    def taking(self: Database) -> Any:
+        with self._lock:
+            if lost:
+                lost.pop()
+        return take(self)
+
+    monkeypatch.setattr("reperio.indexes.pgvector._REACH", 1)
+    monkeypatch.setattr(PgvectorIndex, "_find", finding)
+    assert (index.search(vectors[:2], 3, allowed=np.arange(399)).ids[:, 0] == [0, 1]).all()
+    monkeypatch.setattr(Database, "_take", taking)
+    assert (index.search(vectors[:2], 3).ids[:, 0] == [0, 1]).all()
+    lost.clear()
+    wait(10)
+    assert not names & tables(server)
 
 
 def test_a_saved_index_is_compared_with_its_table(server: str, tmp_path: Path) -> None:

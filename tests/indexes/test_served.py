@@ -20,6 +20,7 @@ from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.hashing import HashEncoder
 from reperio.errors import ConfigurationError, CorruptArtifact, NotFound, ServerUnavailable, ShapeError
 from reperio.indexes import BM25Index, FlatIndex, MilvusIndex, QdrantIndex
+from reperio.indexes.abandoned import wait
 from reperio.indexes.milvus_table import MilvusTable
 from reperio.indexes.qdrant_table import QdrantTable
 from reperio.indexes.served import ServedIndex
@@ -186,6 +187,7 @@ def test_what_was_never_saved_is_dropped_with_the_index(make: Make) -> None:
     assert left.state() is not None
     del index
     gc.collect()
+    wait(10)
     assert left.state() is None
 
 
