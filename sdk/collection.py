@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -32,7 +32,7 @@ from reperio.searcher import Request, Searcher
 from reperio.signals import LiveSignal, replayed
 from reperio.stores.rows import Mode
 from reperio.types import Document, Query, Ranking
-from reperio.upkeep import Upkeep
+from reperio.upkeep import COMPACT_AT, Upkeep
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,15 @@ class CollectionStats:
     fields
         Metadata fields and the kinds of their values.
     signals
-        For each signal: model, kind, dim, index, rows in the index, checkpoint's sequence number, truncated texts.
+        For each signal: model, kind, dim, index, rows in the index, checkpoint's sequence number, truncated texts;
+        and its health: ``behind``, commits since the checkpoint, which an opening replays; ``dead``, rows taken
+        away since the index was built, in whose room it still searches; ``compact``, whether building it anew is
+        advised; ``bytes`` on disk, ``generations`` there; ``factory`` in use, ``tuning`` and ``quantization``, what
+        the index measured when it was built, where it did.
+    writer
+        The process on this machine that writes, if any.
+    compaction
+        In the background, of this object: ``"off"``, ``"idle"``, ``"running"`` or ``"failed: …"``.
     """
 
     documents: int
@@ -75,10 +83,22 @@ class CollectionStats:
     index_bytes: int
     fields: Mapping[str, Sequence[str]]
     signals: Mapping[str, Mapping[str, Any]]
+    writer: int | None = None
+    compaction: str = "off"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
+
+
+def measured(index: object) -> dict[str, Any]:
+    """What an index says that it chose and measured when it was built."""
+    tuning, report = getattr(index, "tuning", None), getattr(index, "report", None)
+    return {
+        "factory": getattr(index, "factory", None),
+        "tuning": None if tuning is None else tuning.as_json(),
+        "quantization": asdict(report) if is_dataclass(report) and not isinstance(report, type) else None,
+    }
 
 
 class Collection:
@@ -94,7 +114,7 @@ class Collection:
         The folder; of a collection in a database, this client's cache of what is derived from it.
     """
 
-    def __init__(self, place: Place, signals: dict[str, LiveSignal]) -> None:
+    def __init__(self, place: Place, signals: dict[str, LiveSignal], *, compact_at: float | None = COMPACT_AT) -> None:
         self.path = place.folder
         self._place = place
         self._store = place.store
@@ -102,7 +122,7 @@ class Collection:
         self._closed = False
         self._lock = SharedLock()
         self._searcher = Searcher(self._store, signals, self._current)
-        self._upkeep = Upkeep(self._store, list(signals.values()), self._lock, self._catch_up)
+        self._upkeep = Upkeep(self._store, list(signals.values()), self._lock, self._catch_up, compact_at=compact_at)
         self._writer = os.getpid() if self._store.writable else None
         forks.follow(self)
 
@@ -127,6 +147,7 @@ class Collection:
         signals: Signals | None = None,
         collection: str | None = None,
         cache: Path | str | None = None,
+        compact_at: float | None = COMPACT_AT,
     ) -> Self:
         """Open a collection, or make it.
 
@@ -146,6 +167,10 @@ class Collection:
         cache
             Of a collection in a database: where this client keeps the indexes that are not in the database. They
             can be deleted at any time. ``~/.cache/reperio`` where None.
+        compact_at
+            An index of which dead rows, replaced or deleted since it was built, are more than this share is built
+            anew in the background, beside searches and commits; never where None. What was replaced stays in the
+            store until `compact`, so no result goes stale by it.
 
         Raises
         ------
@@ -161,7 +186,7 @@ class Collection:
         """
         opened = place(path, mode=mode, collection=collection, cache=cache)
         try:
-            found = cls(opened, attach(opened, signals))
+            found = cls(opened, attach(opened, signals), compact_at=compact_at)
             if mode == "rw":
                 found._recover()
         except BaseException:
@@ -177,6 +202,7 @@ class Collection:
     def close(self) -> None:
         """Checkpoint what has changed, release the lease. Safe to call twice."""
         try:
+            self._upkeep.stop()
             if not self._closed and self._store.writable:
                 self.checkpoint()
             elif not self._closed:
@@ -188,6 +214,7 @@ class Collection:
 
     def _release(self) -> None:
         self._closed = True
+        self._upkeep.stop()
         self._place.release()
 
     def __enter__(self) -> Self:
@@ -263,6 +290,7 @@ class Collection:
         upsert = Upsert(self._store, list(self._signals.values()), given=embeddings, batch_size=batch_size)
         report = upsert.run(documents, progress=progress)
         self._push()
+        self._upkeep.consider()
         return report
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -278,12 +306,14 @@ class Collection:
             if len(rows):
                 self._store.commit([], rows)
         self._push()
+        self._upkeep.consider()
         return len(rows)
 
     def checkpoint(self) -> None:
         """Write the indexes to disk, so that the next opening need not replay."""
         self._check_writable()
         self._upkeep.checkpoint()
+        self._upkeep.consider()
 
     def reindex(self, signal: str, index: Index[Any] | str) -> None:
         """Fill another, empty index from the store, then switch to it; `rollback` switches back.
@@ -447,14 +477,17 @@ class Collection:
     def stats(self) -> CollectionStats:
         """Sizes, fields, and the state of each signal."""
         with self._current(list(self._signals.values())), self._store.snapshot():
+            signals = {name: self._signal_stats(signal) for name, signal in self._signals.items()}
             return CollectionStats(
                 documents=self._store.count(),
                 replaced=self._store.dead(),
                 seq=self._store.seq,
                 store_bytes=self._store.size(),
-                index_bytes=sum(signal.derived.size() for signal in self._signals.values()),
+                index_bytes=sum(signal["bytes"] for signal in signals.values()),
                 fields={name: sorted(kinds) for name, kinds in sorted(self._store.fields().items())},
-                signals={name: self._signal_stats(signal) for name, signal in self._signals.items()},
+                signals=signals,
+                writer=self._writer or self._place.writer(),
+                compaction=self._upkeep.state,
             )
 
     def _signal_stats(self, signal: LiveSignal) -> dict[str, Any]:
@@ -466,6 +499,12 @@ class Collection:
             "rows": len(signal.index),
             "checkpoint": signal.derived.saved,
             "truncated": self._store.truncated(signal.number) if signal.stored else 0,
+            "behind": self._store.seq - max(0, signal.derived.saved),
+            "dead": signal.derived.dead,
+            "compact": self._upkeep.advised(signal),
+            "bytes": signal.derived.size(),
+            "generations": signal.derived.generations,
+            **measured(signal.index),
         }
 
     def verify(self) -> VerifyReport:

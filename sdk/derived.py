@@ -10,7 +10,7 @@ and what a generation names is dropped when no other names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,8 @@ class Beside:
         Its generation and the first that held it, when it is on disk.
     saved
         Where that generation is.
+    dead
+        Rows taken away since it was built.
     """
 
     index: Index[Any]
@@ -87,25 +89,25 @@ class Beside:
     name: str | None = None
     born: str | None = None
     saved: int = -1
+    dead: int = 0
 
 
-def replay(log: Log, embed: Callable[[Ids], Any], index: Index[Any], since: int) -> tuple[int, int]:
+def replay(log: Log, embed: Callable[[Ids], Any], index: Index[Any], since: int) -> tuple[int, int, int]:
     """Bring an index from one commit to the last.
 
     Returns
     -------
     tuple of int
-        The last commit's number, which others may pass meanwhile, and how many rows were added.
+        The last commit's number, which others may pass meanwhile; how many rows were added, how many taken away.
     """
     with log.snapshot() as seq:
         removed, added = log.removed_since(since), log.added_since(since)
-    if len(removed):
-        index.remove(removed)
+    taken = index.remove(removed) if len(removed) else 0
     _train(index, embed, added)
     for start in range(0, len(added), CHUNK):
         rows = added[start : start + CHUNK]
         index.add(rows, embed(rows))
-    return seq, len(added)
+    return seq, len(added), taken
 
 
 def _train(index: object, embed: Callable[[Ids], Any], added: Ids) -> None:
@@ -147,6 +149,7 @@ class DerivedIndex:
         self._generations = Generations(folder, spec)
         self._stamp: Stamp | None = None
         self._born: str | None = None
+        self._taken = 0
         self._ahead_of_all: Stamp | None = None
         self._index: Index[Any] | None = None
 
@@ -206,8 +209,9 @@ class DerivedIndex:
         if self._stale():
             self._load()
         if self.seq < self._log.seq and self._index is not None and self.follows:
-            self.seq, added = replay(self._log, self._embed, self._index, self.seq)
+            self.seq, added, taken = replay(self._log, self._embed, self._index, self.seq)
             self.replayed += added
+            self._taken += taken
 
     def _load(self) -> None:
         for _ in range(3):  # a writer may remove the generation that CURRENT named a moment ago
@@ -223,19 +227,24 @@ class DerivedIndex:
                     if self._stamp != self._generations.stamp():
                         continue
                 else:
-                    self._index, self.seq, self.saved, self._born = loaded.index, loaded.seq, loaded.saved, loaded.born
+                    self._use(loaded)
                     self._evict(loaded.index)
                     return
             break
         current = self._generations.current()
         fresh: Index[Any] = build(current.spec)
-        self._index, self.seq, self.saved, self.replayed, self._born = fresh, 0, -1, 0, None
+        self._use(Beside(fresh, current.spec, keeps=True))
+        self.replayed = 0
         if isinstance(fresh, Served):
             if not self._log.writable:
                 problem = f"The index of {self.folder.name} is on a server that no checkpoint names."
                 raise StorageError(problem, "Open the collection for writing once, where it was written.")
             # Where the rows will be is known before there are any: a crash leaves none that nobody knows of.
             self._write(keep=current.previous)
+
+    def _use(self, beside: Beside) -> None:
+        self._index, self.seq, self.saved = beside.index, beside.seq, beside.saved
+        self._born, self._taken = beside.born, beside.dead
 
     def _evict(self, index: Index[Any]) -> None:
         """Take away rows that the store does not have: others wrote them, or the store was restored from a backup."""
@@ -256,8 +265,9 @@ class DerivedIndex:
             raise CorruptArtifact(f"{where} cannot be replayed from {meta['seq']}.", "Rebuild it.")
         if meta["spec"] != dict(spec):
             raise CorruptArtifact(f"{where} is another kind of index.", "Rebuild it.")
-        seq, born = int(meta["seq"]), meta["born"]
-        return Beside(self._generations.load(name), spec, keeps=True, seq=seq, name=name, born=born, saved=seq)
+        seq, born, dead = int(meta["seq"]), meta["born"], int(meta.get("dead", 0))
+        index = self._generations.load(name)
+        return Beside(index, spec, keeps=True, seq=seq, name=name, born=born, saved=seq, dead=dead)
 
     def distrust(self) -> None:
         """What ``CURRENT`` names is ahead of all that the store has: the store was restored from a backup."""
@@ -266,6 +276,21 @@ class DerivedIndex:
     def forget(self) -> None:
         """Have the index read again when it is next used."""
         self._index = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is in use, not only on disk."""
+        return self._index is not None
+
+    @property
+    def dead(self) -> int:
+        """Rows taken away since the index was built, of an index that keeps their room until it is built anew."""
+        return self._taken if hasattr(self._index, "compact") else 0
+
+    @property
+    def generations(self) -> int:
+        """How many saved states there are: the one in use and the one to roll back to."""
+        return len(self._generations.names())
 
     @property
     def served(self) -> bool:
@@ -291,16 +316,17 @@ class DerivedIndex:
     def _write(self, *, keep: str | None) -> None:
         assert self._index is not None
         spec = self._generations.current().spec
-        name = self._save(self._index, self.seq, spec, born=self._born)
+        name = self._save(self._index, self.seq, spec, {"born": self._born, "dead": self._taken})
         self._stamp = self._generations.use(Current(spec, name, keep))
         self.saved, self._born = self.seq, self._born or name
         self._generations.prune(name, keep)
 
-    def _save(self, index: Index[Any], seq: int, spec: Spec, *, born: str | None) -> str:
+    def _save(self, index: Index[Any], seq: int, spec: Spec, history: Mapping[str, Any]) -> str:
         if isinstance(index, Served):
             index.settle()
         meta = {"store": self._log.uuid, "fingerprint": self._fingerprint, "spec": dict(spec)}
-        return self._generations.write(index, seq, meta if born is None else {**meta, "born": born})
+        known = {name: value for name, value in history.items() if value is not None}
+        return self._generations.write(index, seq, {**meta, **known})
 
     def beside(self, index: Index[Any] | None) -> Beside:
         """Begin another index, empty; one of the same kind where None, which leaves nothing to roll back to."""
@@ -328,15 +354,24 @@ class DerivedIndex:
         self._evict(found.index)
         return found
 
-    def advance(self, beside: Beside) -> None:
-        """Bring it to the store's last commit. Searches of the one in use and commits go on; a purge must not."""
+    def advance(self, beside: Beside, check: Callable[[], None] = lambda: None) -> None:
+        """Bring it to the store's last commit. Searches of the one in use and commits go on; a purge must not.
+
+        ``check`` is called before each chunk, and may raise to have it end.
+        """
+
+        def embed(rows: Ids) -> Any:
+            check()
+            return self._embed(rows)
+
         if beside.seq < self._log.seq:
-            beside.seq, _ = replay(self._log, self._embed, beside.index, beside.seq)
+            beside.seq, _, taken = replay(self._log, embed, beside.index, beside.seq)
+            beside.dead += taken
 
     def keep(self, beside: Beside) -> None:
         """Save it."""
         if beside.name is None:
-            beside.name = self._save(beside.index, beside.seq, beside.spec, born=None)
+            beside.name = self._save(beside.index, beside.seq, beside.spec, {"dead": beside.dead})
             beside.saved, beside.born = beside.seq, beside.name
 
     def take(self, beside: Beside) -> None:
@@ -345,7 +380,7 @@ class DerivedIndex:
         current = self._generations.current()
         previous = current.generation if beside.keeps else current.previous
         self._stamp = self._generations.use(Current(beside.spec, beside.name, previous))
-        self._index, self.seq, self.saved, self._born = beside.index, beside.seq, beside.saved, beside.born
+        self._use(beside)
 
     def discard(self, beside: Beside) -> None:
         """It will not be used."""

@@ -5,6 +5,7 @@ Each generation is written beside the others and is whole or absent; what is in 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -168,7 +169,8 @@ class Generations:
     def size(self) -> int:
         """Bytes on disk."""
         total = 0
-        for file in self.folder.rglob("*"):
-            with suppress(FileNotFoundError):  # a writer has pruned it
-                total += file.stat().st_size if file.is_file() else 0
+        for folder, _, files in os.walk(self.folder):  # which passes over what a writer prunes meanwhile
+            for file in files:
+                with suppress(FileNotFoundError):
+                    total += Path(folder, file).stat().st_size
         return total

@@ -44,6 +44,7 @@ class TableIndex:
     """
 
     behind, follows = False, True
+    dead, generations, loaded = 0, 1, True
 
     def __init__(self, index: Housed, generation: Generation, *, store: Store, host: Host, embed: Embed) -> None:
         self.index: Any = index
@@ -66,7 +67,7 @@ class TableIndex:
             self.index.drop()
             since = 0
         if since < self._store.seq:
-            seq, _ = replay(self._store, self._embed, self.index, since)
+            seq, _, _ = replay(self._store, self._embed, self.index, since)
             self._host.reached(self._generation, seq)
 
     def checkpoint(self) -> None:
@@ -180,6 +181,21 @@ class HostedIndex:
         self._replicas = {}
 
     @property
+    def loaded(self) -> bool:
+        """Whether it is in use, not only on disk."""
+        return self._used.loaded
+
+    @property
+    def dead(self) -> int:
+        """Rows taken away since this client's index was built, where it keeps their room."""
+        return self._used.dead
+
+    @property
+    def generations(self) -> int:
+        """How many saved states this client has."""
+        return self._used.generations
+
+    @property
     def served(self) -> bool:
         """Whether its rows are on another server, for which one process replays."""
         used = self._used
@@ -258,12 +274,12 @@ class HostedIndex:
             raise NotFound(f"{self.folder.name} has no earlier index to roll back to.", "Only a reindex makes one.")
         return Renewal(previous, current.number)
 
-    def advance(self, beside: Beside | Renewal) -> None:
+    def advance(self, beside: Beside | Renewal, check: Callable[[], None] = lambda: None) -> None:
         """Bring it to the store's last commit. Searches of the one in use and commits go on; a purge must not."""
         if isinstance(beside, Renewal):
             self._replica(beside.generation).catch_up()
         else:
-            self._own.advance(beside)
+            self._own.advance(beside, check)
 
     def keep(self, beside: Beside | Renewal) -> None:
         """Save what is kept here, settle what is kept there."""

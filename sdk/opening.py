@@ -62,11 +62,14 @@ class Place:
         Holds what is derived from it: the collection's own, or this client's cache of a server's.
     release
         Gives back the right to write and lets go of the store; safe to call twice.
+    writer
+        The process of this machine that has the right to write, as far as can be told.
     """
 
     store: Store
     folder: Path
     release: Callable[[], None]
+    writer: Callable[[], int | None] = lambda: None
 
 
 def place(path: Path | str, *, mode: Mode, collection: str | None, cache: Path | str | None) -> Place:
@@ -90,7 +93,8 @@ def place(path: Path | str, *, mode: Mode, collection: str | None, cache: Path |
 
     def release() -> None:
         store.close()
-        if lease is not None and owner == os.getpid():  # to a child, it is its parent's
+        if lease is not None and owner == os.getpid() and lease.is_locked:  # to a child, it is its parent's
+            (folder / "writer.pid").unlink(missing_ok=True)
             lease.release()
 
     try:
@@ -99,7 +103,7 @@ def place(path: Path | str, *, mode: Mode, collection: str | None, cache: Path |
         if lease is not None:
             lease.release()
         raise
-    return Place(store, folder, release)
+    return Place(store, folder, release, lambda: _writer(folder))
 
 
 def _on_server(url: str, *, mode: Mode, collection: str | None, cache: Path | str | None) -> Place:
@@ -115,6 +119,17 @@ def _on_server(url: str, *, mode: Mode, collection: str | None, cache: Path | st
     store = PostgresStore(address, collection=name, mode=mode)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reperio"
     return Place(store, (home if cache is None else Path(cache)) / store.uuid, store.close)
+
+
+def _writer(folder: Path) -> int | None:
+    try:
+        pid = int((folder / "writer.pid").read_text())
+        os.kill(pid, 0)
+    except PermissionError:  # another user's
+        return pid
+    except (OSError, ValueError):  # none, or it was killed
+        return None
+    return pid
 
 
 def _take_lease(folder: Path) -> FileLock:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
-from reperio import Collection, Document, Signal
+from reperio import Collection, Document, Field, Signal, upkeep
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.hashing import HashEncoder
-from reperio.errors import NotFound
+from reperio.errors import ConfigurationError, NotFound
 from reperio.generations import Generations
 from reperio.indexes.bm25 import BM25Index
+from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
 
 
@@ -152,3 +155,110 @@ def test_a_reader_whose_snapshot_is_older_than_a_checkpoint_takes_another_and_re
         assert reader.search("walrus", 1, signals=["dense"]).ids == ["w"]
         assert late == []
         assert added == [1]  # the writer's one document
+
+
+def churned(c: Collection) -> None:
+    """A third of the rows are dead, in the index too."""
+    c.upsert(documents(100), progress=False)
+    c.search("files")
+    c.delete([f"d{i}" for i in range(40)])
+    c.search("files")
+
+
+def wait_for(state: str, c: Collection) -> None:
+    deadline = time.monotonic() + 30
+    while c.stats().compaction != state:
+        assert time.monotonic() < deadline, c.stats().compaction
+        time.sleep(0.01)
+
+
+def with_faiss() -> dict[str, Signal[Any]]:
+    return {**signals(), "dense": Signal(HashEncoder(512), FaissIndex("HNSW16"))}
+
+
+def test_dead_rows_are_compacted_in_the_background_and_no_result_goes_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "FEWEST_DEAD", 10)
+    with Collection.open(tmp_path / "c", signals=with_faiss()) as c:
+        c.upsert(documents(100), progress=False)
+        before = c.search("note 3 on lists", 5)  # not looked into yet
+        churned(c)
+        stats = c.stats()
+        assert (stats.signals["dense"]["dead"], stats.signals["dense"]["compact"]) == (40, True)
+        c.checkpoint()
+        wait_for("idle", c)
+        after = c.stats()
+        assert [signal["dead"] for signal in after.signals.values()] == [0, 0]
+        assert after.replaced == 40  # what was deleted stays in the store until `compact`
+        assert len(before.ids) == 5
+        assert c.verify().problems == ()
+        assert c.compact() == 40
+    with Collection.open(tmp_path / "c", mode="r") as c:
+        assert c.stats().signals["dense"]["dead"] == 0
+        assert c.verify().problems == ()
+
+
+def test_the_dead_are_counted_across_openings(tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals=with_faiss(), compact_at=None) as c:
+        churned(c)
+    with Collection.open(tmp_path / "c", mode="r") as c:
+        found = c.stats()
+        assert found.signals["dense"]["dead"] == 40
+        assert (found.compaction, found.signals["dense"]["behind"]) == ("off", 0)
+
+
+def test_what_fails_in_the_background_is_told_once_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "FEWEST_DEAD", 10)
+    with Collection.open(tmp_path / "c", signals=with_faiss()) as c:
+        churned(c)
+        with monkeypatch.context() as patched:
+            patched.setattr("reperio.derived.DerivedIndex.take", fail)
+            c.delete(["d99"])
+            wait_for("failed: the disk is on fire", c)
+        assert c.search("note 50 on lists", 1, signals=["dense"]).ids == ["d50"]
+        with pytest.raises(OSError, match="the disk is on fire"):
+            c.checkpoint()
+        c.checkpoint()
+        wait_for("idle", c)
+        assert c.stats().signals["dense"]["dead"] == 0
+        assert c.verify().problems == ()
+
+
+def test_closing_ends_a_compaction_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "FEWEST_DEAD", 10)
+    monkeypatch.setattr("reperio.derived.CHUNK", 1)
+    c = Collection.open(tmp_path / "c", signals=with_faiss())
+    churned(c)
+    embed, chunks, first = c._signals["bm25"].derived._embed, [0], threading.Event()  # type: ignore[union-attr]
+
+    def slowly(rows: Any) -> Any:
+        chunks[0] += 1
+        first.set()
+        time.sleep(0.05)
+        return embed(rows)
+
+    monkeypatch.setattr(c._signals["bm25"].derived, "_embed", slowly)
+    c.delete(["d99"])
+    assert first.wait(30)
+    monkeypatch.setattr(c._signals["bm25"].derived, "_embed", embed)
+    c.close()
+    assert chunks[0] < 30  # of 59 rows
+    with Collection.open(tmp_path / "c", mode="r") as c:
+        assert c.verify().problems == ()
+        assert c.count(Field("n") >= 0) == 59
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, 20])
+def test_a_share_that_is_none_is_refused(tmp_path: Path, share: float) -> None:
+    with pytest.raises(ConfigurationError, match="Give a share between 0 and 1"):
+        Collection.open(tmp_path / "c", signals=signals(), compact_at=share)
+
+
+def test_stats_name_the_writer_while_there_is_one(tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c, Collection.open(tmp_path / "c", mode="r") as reader:
+        assert reader.stats().writer == c.stats().writer == os.getpid()
+        c.close()
+        assert reader.stats().writer is None

@@ -22,7 +22,7 @@ def verify_view(report: VerifyReport) -> RenderableType:
 
 def stats_view(stats: CollectionStats) -> RenderableType:
     """Sizes, then fields, then one row a signal."""
-    return Group(_sizes(stats), _signals(stats))
+    return Group(_sizes(stats), _signals(stats), *_advice(stats))
 
 
 def _sizes(stats: CollectionStats) -> Table:
@@ -33,6 +33,7 @@ def _sizes(stats: CollectionStats) -> Table:
         ("sequence number", f"{stats.seq:,}"),
         ("store", _size(stats.store_bytes)),
         ("indexes", _size(stats.index_bytes)),
+        ("writer", "none" if stats.writer is None else f"process {stats.writer}"),
         ("fields", ", ".join(f"{name} ({' or '.join(kinds)})" for name, kinds in stats.fields.items()) or "none"),
     ):
         table.add_row(Text(name, "dim"), Text(value))
@@ -43,13 +44,34 @@ def _signals(stats: CollectionStats) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("signal", "model", "kind", "index"):
         table.add_column(heading, overflow="fold")
-    for heading in ("dim", "rows", "checkpoint", "truncated"):
+    for heading in ("dim", "rows", "dead", "size", "checkpoint", "behind", "truncated"):
         table.add_column(heading, justify="right")
     for name, signal in stats.signals.items():
         dim = "–" if signal["kind"] == "sparse" else f"{signal['dim']:,}"
-        figures = (f"{signal[part]:,}" for part in ("rows", "checkpoint", "truncated"))
-        table.add_row(*map(Text, (name, signal["model"], signal["kind"], _index(signal["index"]), dim, *figures)))
+        rows, dead, at, behind, cut = (
+            f"{signal[part]:,}" for part in ("rows", "dead", "checkpoint", "behind", "truncated")
+        )
+        figures = (dim, rows, dead, _size(signal["bytes"]), at, behind, cut)
+        table.add_row(*map(Text, (name, signal["model"], signal["kind"], _index(signal["index"]), *figures)))
     return table
+
+
+def _advice(stats: CollectionStats) -> list[Text]:
+    """What was measured when an index was built, and what should be done."""
+    lines = list[Text]()
+    for name, signal in stats.signals.items():
+        tuned = signal["tuning"]
+        if tuned is not None:
+            figures = ", ".join(
+                f"{key} {value}" for key, value in tuned.items() if isinstance(value, int | float | str)
+            )
+            lines.append(Text(f"{name}: {signal['factory']}, tuned: {figures}"))
+        if signal["quantization"] is not None:
+            figures = ", ".join(f"{key} {value}" for key, value in signal["quantization"].items())
+            lines.append(Text(f"{name}: quantised: {figures}"))
+        if signal["compact"]:
+            lines.append(Text(f"{name}: {signal['dead']:,} dead rows: `compact` builds the index anew", "yellow"))
+    return lines
 
 
 def _index(spec: dict[str, object]) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reperio import upkeep
 from reperio.collection import Collection
 from reperio.errors import MissingDependency, NotFound
 from reperio.protocols import Index, Spec
@@ -57,6 +58,7 @@ class Worker:
         self._next = EVERY[7 * number % len(EVERY)]  # all of them in turn, far ones first
         self._log = os.open(folder / "log.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._version = time.time_ns()
+        upkeep.FEWEST_DEAD = BATCH  # compaction in the background is killed too
         self._collection = Collection.open(folder / "collection", signals=signals() if number == 0 else None)
 
     def run(self) -> None:

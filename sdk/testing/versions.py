@@ -47,7 +47,7 @@ def commit(collection: Collection, version: int) -> None:
 
 def write(collection: Collection, stop: Callable[[], bool]) -> int:
     """Commit, and change the indexes in every way, until told to stop; returns how many versions there were."""
-    steps = itertools.cycle(
+    steps: Iterator[Callable[[], object]] = itertools.cycle(
         (
             lambda: collection.reindex("dense", "HNSW8"),
             collection.checkpoint,
@@ -98,8 +98,8 @@ def _wrong(collection: Collection) -> Iterator[str]:
         ("one document", lambda: [collection.get("d0")] * DOCUMENTS),
     ):
         found = ask()
-        versions = {None if document is None else document.metadata["v"] for document in found}
-        if len(found) != DOCUMENTS or len(versions) != 1 or None in versions:
+        versions = {-1 if document is None else int(str(document.metadata["v"])) for document in found}
+        if len(found) != DOCUMENTS or len(versions) != 1 or -1 in versions:
             yield f"{what}: {len(found)} documents in versions {versions}"
         elif max(versions) < newest:
             yield f"{what}: version {versions} after {newest}"
