@@ -52,6 +52,11 @@ class Database:
         self._secrets = _secrets(self._url)
         self.name = _public(self._sa, self._url)
 
+    @property
+    def given(self) -> bool:
+        """Whether it reads through the caller's engine."""
+        return self._given is not None
+
     @contextmanager
     def session(self) -> Generator[Session]:
         """Read for a while; every connection is given back at the end.

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from reperio.connectors.readers import Choose, Record, read_csv, read_jsonl, read_parquet, read_tsv
+from reperio.connectors.readers import Choose, Record, parquet_rows, read_csv, read_jsonl, read_parquet, read_tsv
 from reperio.connectors.records import Report, RowReader, key_text
 from reperio.connectors.template import Row, Text
 from reperio.errors import ConfigurationError, ConnectorError
+from reperio.protocols import Part
 from reperio.types import Document, Provenance
 
 Layout: TypeAlias = Literal["jsonl", "csv", "tsv", "parquet"]
@@ -76,6 +77,7 @@ class FileSource:
             raise ConfigurationError(f"No layout is called {layout!r}.", f"There are: {', '.join(_READERS)}.")
         self._key = key
         self._layout: Layout | None = layout
+        self._folder = Path.cwd()  # a process that reads a piece may have another
         self._rows = partial(RowReader, text, metadata)
         self._rows()  # refuses a bad template now
 
@@ -108,6 +110,36 @@ class FileSource:
                 document = file.document(record, report)
                 if document is not None:
                     yield document
+        report.tell()
+
+    def divide(self, rows: int, /) -> list[Part]:
+        """Cut Parquet files into pieces of so many rows; each piece is of one file.
+
+        Raises
+        ------
+        ConnectorError
+            If a file is missing or unreadable.
+        ConfigurationError
+            If a file is not Parquet: rows of other files are found only by reading all before them.
+        """
+        parts: list[Part] = []
+        for file in dict.fromkeys(file for path in self._paths for file in _expand(path)):
+            if (layout := self._layout or _layout(file)) != "parquet":
+                raise ConfigurationError(
+                    f"{file} is {layout}, which cannot be read in pieces.", "Convert it to Parquet."
+                )
+            count = parquet_rows(file)
+            parts += [{"file": file, "from": at, "to": min(at + rows, count)} for at in range(0, count, rows)]
+        return parts
+
+    def read(self, part: Part, /) -> Iterator[Document]:
+        """The documents of one piece; relative names go from the folder in which the source was made."""
+        report = self._rows().report(self.name)
+        file = _File(part["file"], self._key, self._rows)
+        for record in read_parquet(str(self._folder / part["file"]), file.needed, range(part["from"], part["to"])):
+            document = file.document(record, report)
+            if document is not None:
+                yield document
         report.tell()
 
 

@@ -57,8 +57,21 @@ class Relation:
             )
         return names
 
-    def rows(self, session: Session, columns: Sequence[str], key: Sequence[str], size: int) -> Iterator[Values]:
+    def rows(
+        self,
+        session: Session,
+        columns: Sequence[str],
+        key: Sequence[str],
+        size: int,
+        *,
+        between: tuple[Values | None, Values] | None = None,
+    ) -> Iterator[Values]:
         """All rows in the order of the key, ``size`` in one page.
+
+        Parameters
+        ----------
+        between
+            Only rows after the first key, where there is one, up to and with the second: a piece that `borders` cut.
 
         Raises
         ------
@@ -68,8 +81,11 @@ class Relation:
         source = self._from(columns)
         keys = [source.c[name] for name in key]
         where = [columns.index(name) for name in key]
-        self._refuse_null(session, keys)
         ordered = self._sa.select(*(source.c[name] for name in columns)).order_by(*keys).limit(size + 1)
+        if between is None:
+            self._refuse_null(session, keys)
+        else:
+            ordered = ordered.where(self._within(keys, between, row_values=session.row_values))
         last: Values | None = None
         while True:
             page = ordered if last is None else ordered.where(after(keys, last, row_values=session.row_values))
@@ -81,6 +97,33 @@ class Relation:
             if len(found) <= size:
                 return
             self._next(key, tuple(found[size][i] for i in where), last)
+
+    def borders(self, session: Session, key: Sequence[str], size: int) -> list[Values]:
+        """The last key of each piece of ``size`` rows, and of what is left, in order.
+
+        Raises
+        ------
+        ConnectorError
+            If the database fails, a key is NULL, or two borders are the same.
+        """
+        sa, source = self._sa, self._from(key)
+        keys = [source.c[name] for name in key]
+        self._refuse_null(session, keys)
+        number = sa.func.row_number().over(order_by=keys).label("reperio_row")
+        numbered = sa.select(*keys, number).subquery("numbered")
+        kept = [numbered.c[name] for name in key]
+        whole = sa.select(*kept).where(numbered.c.reperio_row % size == 0).order_by(numbered.c.reperio_row)
+        _, found = session.read(whole)
+        _, top = session.read(sa.select(*keys).order_by(*(k.desc() for k in keys)).limit(1))
+        last: Values | None = None
+        for border in found:
+            last = self._next(key, border, last)
+        return found if found[-1:] == top else [*found, *top]
+
+    def _within(self, keys: Sequence[Any], between: tuple[Values | None, Values], *, row_values: bool) -> Any:
+        low, high = between
+        upto = self._sa.not_(after(keys, high, row_values=row_values))
+        return upto if low is None else self._sa.and_(after(keys, low, row_values=row_values), upto)
 
     def _from(self, columns: Sequence[str]) -> Any:
         made = [self._sa.column(name) for name in columns]

@@ -6,7 +6,8 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -78,25 +79,60 @@ def read_tsv(path: str, choose: Choose) -> Iterator[Record]:
     return _separated(path, choose, "\t")
 
 
-def read_parquet(path: str, choose: Choose) -> Iterator[Record]:
+def read_parquet(path: str, choose: Choose, rows: range | None = None) -> Iterator[Record]:
     """Rows of a Parquet file, the needed columns only, one batch of them in memory.
+
+    Parameters
+    ----------
+    rows
+        Which rows, counted from 0; the row groups that hold none of them are not read. All where None.
 
     Raises
     ------
     ConnectorError
         If the file cannot be read.
     """
+    with _parquet(path) as file:
+        columns = list(choose(file.schema_arrow.names))
+        wanted = range(file.metadata.num_rows) if rows is None else rows
+        groups, number = _groups(file.metadata, wanted)
+        for batch in file.iter_batches(batch_size=1000, row_groups=groups, columns=columns):
+            skipped = min(max(0, wanted.start - number), len(batch))
+            kept = batch.slice(skipped, max(0, wanted.stop - number - skipped))
+            for place, row in enumerate(kept.to_pylist(), number + skipped + 1):
+                yield Record(row, place, line=False)
+            number += len(batch)
+
+
+def _groups(metadata: Any, rows: range) -> tuple[list[int], int]:
+    """Row groups that hold some of these rows, and the number of the first row in them."""
+    starts = [0]
+    for group in range(metadata.num_row_groups):
+        starts.append(starts[-1] + metadata.row_group(group).num_rows)
+    groups = [g for g in range(len(starts) - 1) if starts[g] < rows.stop and starts[g + 1] > rows.start]
+    return groups, starts[groups[0]] if groups else rows.stop
+
+
+def parquet_rows(path: str) -> int:
+    """Rows of a Parquet file.
+
+    Raises
+    ------
+    ConnectorError
+        If the file cannot be read.
+    """
+    with _parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
+@contextmanager
+def _parquet(path: str) -> Generator[Any]:
     arrow = load("pyarrow", extra="parquet")
     parquet = load("pyarrow.parquet", extra="parquet")
-    number = 0
     try:
         # Buffering ahead would hold every row group at once.
         with parquet.ParquetFile(path, pre_buffer=False) as file:
-            columns = list(choose(file.schema_arrow.names))
-            for batch in file.iter_batches(batch_size=1000, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Record(row, number, line=False)
+            yield file
     except (arrow.ArrowException, OSError) as error:
         raise ConnectorError(f"{path} cannot be read as Parquet: {error}.", "Check the file.") from error
 

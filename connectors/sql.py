@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import date
+from decimal import Decimal
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-from reperio.connectors.database import Database
-from reperio.connectors.keyset import Relation
+from reperio.connectors.database import Database, Session
+from reperio.connectors.keyset import Relation, Values
 from reperio.connectors.records import RowReader, key_text
 from reperio.connectors.template import Text
 from reperio.errors import ConfigurationError, ConnectorError
+from reperio.protocols import Part
 from reperio.types import Document, Provenance
 
 if TYPE_CHECKING:
@@ -98,17 +102,43 @@ class SQLSource:
         ConnectorError
             If the database fails, a key is NULL or not unique, or a value cannot be kept.
         """
+        with self._database.session() as session:
+            yield from self._documents(session, None)
+
+    def divide(self, rows: int, /) -> list[Part]:
+        """Cut the table into pieces of so many rows, by ranges of the key.
+
+        Raises
+        ------
+        ConfigurationError
+            If the source was given an engine, which no other process has.
+        ConnectorError
+            If the database fails, or a key is NULL, not unique, or of a type that JSON has no word for.
+        """
+        if self._database.given:
+            raise ConfigurationError("An engine cannot be handed to another process.", "Give SQLSource the URL.")
+        with self._database.session() as session:
+            self._reader.needed(self._relation.columns(session), f"{self.name} {self._relation.title}")
+            borders = [[_plain(value) for value in key] for key in self._relation.borders(session, self._key, rows)]
+        return [{"after": borders[i - 1] if i else None, "to": border} for i, border in enumerate(borders)]
+
+    def read(self, part: Part, /) -> Iterator[Document]:
+        """The documents of one piece."""
+        low, high = part["after"], part["to"]
+        with self._database.session() as session:
+            yield from self._documents(session, (None if low is None else tuple(low), tuple(high)))
+
+    def _documents(self, session: Session, between: tuple[Values | None, Values] | None) -> Iterator[Document]:
         report = self._reader.report(self.name)
         relation = self._relation
-        with self._database.session() as session:
-            columns = self._reader.needed(relation.columns(session), f"{self.name} {relation.title}")
-            keys = [columns.index(name) for name in self._key]
-            for row in relation.rows(session, columns, self._key, self._batch_size):
-                name = self._id([row[i] for i in keys])
-                where = Provenance(self.name, relation.table, name)
-                document = self._reader.document(name, dict(zip(columns, row, strict=True)), where, report)
-                if document is not None:
-                    yield document
+        columns = self._reader.needed(relation.columns(session), f"{self.name} {relation.title}")
+        keys = [columns.index(name) for name in self._key]
+        for row in relation.rows(session, columns, self._key, self._batch_size, between=between):
+            name = self._id([row[i] for i in keys])
+            where = Provenance(self.name, relation.table, name)
+            document = self._reader.document(name, dict(zip(columns, row, strict=True)), where, report)
+            if document is not None:
+                yield document
         report.tell()
 
     def _id(self, values: Sequence[object]) -> str:
@@ -116,3 +146,14 @@ class SQLSource:
             return key_text(values)
         except ConnectorError as error:
             raise ConnectorError(f"{self.name} {self._relation.title}: {error.problem}", error.fix) from error
+
+
+def _plain(value: object) -> str | int | float:
+    """A key as JSON has it; text stands for what the database reads as its own type again."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    raise ConnectorError(f"The key {value!r} is a {type(value).__name__}.", "Choose one of text, numbers or dates.")

@@ -28,6 +28,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CompositionError",
     "ConfigurationError",
@@ -69,6 +71,10 @@ class ReperioError(Exception):
         super().__init__(f"{problem} {fix}".strip())
         self.problem = problem
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It may have to come back from another process.
+        return type(self), (self.problem, self.fix), self.__dict__
 
 
 class InvalidInput(ReperioError, ValueError):
@@ -158,3 +164,6 @@ class MissingDependency(ReperioError, ImportError):
         super().__init__(f"The package {module!r} is not installed.", f"Run: pip install 'reperio[{extra}]'")
         self.module = module
         self.extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.module, self.extra), self.__dict__

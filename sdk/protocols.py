@@ -148,6 +148,23 @@ class Source(Protocol):
     def documents(self) -> Iterator[Document]: ...
 
 
+Part: TypeAlias = Mapping[str, Any]
+"""A piece of a source as JSON."""
+
+
+@runtime_checkable
+class Divisible(Source, Protocol):
+    """A `Source` that can be read in pieces, by processes that know nothing of each other; it can be pickled."""
+
+    def divide(self, rows: int, /) -> list[Part]:
+        """Cut it into pieces of so many rows, one after the other: together they are the whole."""
+        ...
+
+    def read(self, part: Part, /) -> Iterator[Document]:
+        """The documents of one piece, in the order of `documents`."""
+        ...
+
+
 @runtime_checkable
 class Served(Protocol):
     """What an `Index` adds whose rows are on a server: whoever opens it sees the same rows, one writer changes them."""
