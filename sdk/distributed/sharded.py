@@ -16,7 +16,7 @@ from reperio.artifacts import read_folder
 from reperio.embeddings import Dense, Ids, IdSet
 from reperio.errors import CorruptArtifact, NotFound
 from reperio.extras import load
-from reperio.indexes.rows import check_k, merge
+from reperio.indexes.rows import check_search, merge
 from reperio.protocols import Index, Spec
 from reperio.registry import resolve
 from reperio.types import Fingerprint, Neighbors
@@ -112,8 +112,7 @@ class ShardedIndex:
         InvalidInput, ShapeError, ConfigurationError
             As the index of a shard does.
         """
-        check_k(k)
-        only = None if allowed is None else np.unique(np.asarray(allowed, dtype=np.int64))
+        only = check_search(k, allowed, options)
         parts = list[Neighbors]()
         for shard in self._shards:
             mine = only
