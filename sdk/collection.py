@@ -21,7 +21,7 @@ from reperio.filters import Filter, from_json, to_json
 from reperio.fusion import Fusion
 from reperio.ingest import Upsert, UpsertReport
 from reperio.locks import SharedLock
-from reperio.opening import Place, Signals, attach, place
+from reperio.opening import Place, Signals, attach, chosen, place
 from reperio.opening import hybrid as hybrid
 from reperio.opening import lexical as lexical
 from reperio.pipeline import Step
@@ -184,6 +184,8 @@ class Collection:
             If the database cannot be reached.
         NewerFormat, CorruptArtifact, ReadOnly
         """
+        if mode == "rw":
+            signals = chosen(path, signals)
         opened = place(path, mode=mode, collection=collection, cache=cache)
         try:
             found = cls(opened, attach(opened, signals), compact_at=compact_at)

@@ -184,6 +184,20 @@ def attach(place: Place, given: Signals | None) -> dict[str, LiveSignal]:
     return live
 
 
+def chosen(path: Path | str, given: Signals | None) -> Signals | None:
+    """The signals of a collection that is to be made in a folder: what is wrong with them is told before it is there.
+
+    Of one that is there, or in a database, what was given.
+    """
+    if (isinstance(path, str) and is_url(path)) or os.path.lexists(os.path.join(path, "store.sqlite")):  # noqa: PTH118
+        return given
+    signals = hybrid() if given is None else given
+    _check_names(signals)
+    for signal in signals.values():
+        describe(signal)
+    return signals
+
+
 def _check_names(signals: Signals) -> None:
     if not 0 < len(signals) <= SIGNALS:
         raise ConfigurationError(f"{len(signals)} signals were given.", f"A collection has 1 to {SIGNALS}.")

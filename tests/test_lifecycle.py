@@ -14,7 +14,7 @@ import pytest
 from reperio import Collection, Document, Field, Signal, upkeep
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.hashing import HashEncoder
-from reperio.errors import ConfigurationError, NotFound
+from reperio.errors import ConfigurationError, InvalidInput, NotFound
 from reperio.generations import Generations
 from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
@@ -262,3 +262,12 @@ def test_stats_name_the_writer_while_there_is_one(tmp_path: Path) -> None:
         assert reader.stats().writer == c.stats().writer == os.getpid()
         c.close()
         assert reader.stats().writer is None
+
+
+def test_what_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:
+    """Sparse rows do not go into a dense index, which nobody can tell before some were encoded."""
+    wrong: dict[str, Signal[Any]] = {"bm25": Signal(BM25Encoder(), FlatIndex("ip"), stored=False)}
+    for signals_ in (wrong, {}, {"a b": signals()["dense"]}):
+        with pytest.raises(InvalidInput):
+            Collection.open(tmp_path / "c", signals=signals_)
+        assert not (tmp_path / "c").exists()
