@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.errors import ConfigurationError, CorruptArtifact, NotFound, ShapeError
 from reperio.indexes.postings import Precision, Segment, Settings
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
 from reperio.indexes.scoring import View
+from reperio.indexes.verified import read_verified
 from reperio.indexes.weighting import ALL, Weighting
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -280,14 +281,20 @@ class InvertedIndex:
                 segment.save(folder, str(number))
 
     @classmethod
-    def open(cls, path: Path, /) -> Self:
+    def open(cls, path: Path, /, *, verify: bool = True) -> Self:
         """Read what `save` wrote; large arrays are mapped, not read into memory.
+
+        Parameters
+        ----------
+        verify
+            Whether to read the checksums; sizes are checked always. A folder is read once a process, and again when
+            a file has changed: see `reperio.indexes.verified.read_verified`.
 
         Raises
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, _KIND)
+        meta = read_verified(path, _KIND, verify=verify, once=True)
         try:
             arguments: dict[str, Any] = dict(meta["spec"])
             del arguments["type"]

@@ -16,13 +16,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, Sparse, take
 from reperio.errors import ConfigurationError, CorruptArtifact
 from reperio.extras import load
 from reperio.indexes.inverted import InvertedIndex, TermScore
 from reperio.indexes.postings import Precision
+from reperio.indexes.quiet import quiet
 from reperio.indexes.rows import check_removed, check_search, merge, pad
+from reperio.indexes.verified import read_verified
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -31,6 +33,12 @@ __all__ = ["SeismicIndex"]
 _KIND = "seismic-index"
 _NARROW = 1 << 16
 """Columns that a component of 16 bits can name; with more, Seismic needs its wider kind."""
+
+_TOLD = re.compile(
+    rb"|Building the index\.\.\.|Configuration \{.*|Distributing and pruning postings: .*|Number of posting lists: .*"
+    rb"|Avg posting list length: .*|Building summaries: .*|Saving \.\.\. .*"
+)
+"""What Seismic prints while it builds and saves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,12 +232,13 @@ class SeismicIndex:
         names = [str(i) for i in range(len(keys))]
         dataset = (seismic.SeismicDatasetLV if wide else seismic.SeismicDataset)()
         dataset.add_documents_by_id(names, components.astype(np.int64), rows.weights, rows.indptr)
-        engine = (seismic.SeismicIndexLV if wide else seismic.SeismicIndex).build_from_dataset(
-            dataset,
-            n_postings=self.n_postings,
-            centroid_fraction=self.centroid_fraction,
-            summary_energy=self.summary_energy,
-        )
+        with quiet(_TOLD):
+            engine = (seismic.SeismicIndexLV if wide else seismic.SeismicIndex).build_from_dataset(
+                dataset,
+                n_postings=self.n_postings,
+                centroid_fraction=self.centroid_fraction,
+                summary_energy=self.summary_energy,
+            )
         self._sealed = (*self._sealed, _Sealed(keys, np.ones(len(keys), dtype=np.bool_), columns, engine))
 
     def search(
@@ -285,19 +294,24 @@ class SeismicIndex:
                 _write(sealed, folder, number)
 
     @classmethod
-    def open(cls, path: Path, /) -> Self:
+    def open(cls, path: Path, /, *, verify: bool = True) -> Self:
         """Read what `save` wrote.
+
+        Parameters
+        ----------
+        verify
+            As for `InvertedIndex.open`.
 
         Raises
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, _KIND)
+        meta = read_verified(path, _KIND, verify=verify, once=True)
         try:
             arguments: dict[str, Any] = dict(meta["spec"])
             del arguments["type"]
             index = cls(**arguments)
-            index.exact = InvertedIndex.open(path / "exact")
+            index.exact = InvertedIndex.open(path / "exact", verify=False)  # its files are among those just checked
             index._sealed = tuple(_open(path, number) for number in range(meta["segments"]))
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise CorruptArtifact(f"{path} is no SeismicIndex: {error}.", "Rebuild it.") from error
@@ -307,7 +321,8 @@ class SeismicIndex:
 def _write(sealed: _Sealed, folder: Path, number: int) -> None:
     """Let Seismic write its file, and read it back: it does not tell when the last bytes do not fit."""
     try:
-        sealed.engine.save(str(folder / str(number)))
+        with quiet(_TOLD):
+            sealed.engine.save(str(folder / str(number)))
         _engine(folder, number, len(sealed.columns))
     except OSError as error:
         told = re.search(r"code: (\d+)", str(error))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
 
+from reperio import artifacts
 from reperio.embeddings import Sparse, take
-from reperio.errors import ConfigurationError
+from reperio.errors import ConfigurationError, CorruptArtifact
 from reperio.indexes import SeismicIndex
+from reperio.indexes.quiet import quiet
 
 ROWS = 6000
 
@@ -112,6 +116,45 @@ def test_it_opens_as_it_was_saved(index: SeismicIndex, queries: Sparse, tmp_path
     opened = SeismicIndex.open(tmp_path / "saved")
     assert opened.sealed == index.sealed
     np.testing.assert_array_equal(opened.search(queries, 10).ids, index.search(queries, 10).ids)
+
+
+def test_it_prints_nothing(rows: Sparse, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    index = SeismicIndex(seal_at=100)
+    index.add(np.arange(100), take(rows, np.arange(100)))
+    index.save(tmp_path / "saved")
+    SeismicIndex.open(tmp_path / "saved")
+    assert capfd.readouterr().out == ""
+
+
+def test_what_others_print_meanwhile_is_kept_and_all_if_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    def work(*, fails: bool) -> None:
+        with quiet(re.compile(rb"step \d+")):
+            os.write(1, b"step 1\nmine\nstep 2\n")
+            if fails:
+                raise ValueError("full")
+
+    work(fails=False)
+    assert capfd.readouterr().out == "mine\n"
+    with pytest.raises(ValueError, match="full"):
+        work(fails=True)
+    assert capfd.readouterr().out == "step 1\nmine\nstep 2\n"
+
+
+def test_checksums_are_read_once_and_again_after_a_change(
+    index: SeismicIndex, queries: Sparse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.save(tmp_path / "saved")
+    SeismicIndex.open(tmp_path / "saved")
+    read: list[Path] = []
+    monkeypatch.setattr(artifacts, "sha256", lambda file: read.append(file) or "")
+    opened = SeismicIndex.open(tmp_path / "saved")
+    assert not read
+    np.testing.assert_array_equal(opened.search(queries, 5).ids, index.search(queries, 5).ids)
+    file = tmp_path / "saved" / "exact" / "0-codes.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptArtifact, match="altered"):
+        SeismicIndex.open(tmp_path / "saved")
+    assert read
 
 
 @pytest.mark.parametrize("wrong", [{"seal_at": 0}, {"query_cut": 0}, {"heap_factor": 0.0}, {"summary_energy": 1.5}])

@@ -1,0 +1,55 @@
+"""Keep a library's progress reports out of a program's standard output."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["quiet"]
+
+_ONE = threading.Lock()
+"""A process has one standard output."""
+
+
+@contextmanager
+def quiet(told: re.Pattern[bytes]) -> Iterator[None]:
+    """Take lines that ``told`` matches as a whole out of what compiled code writes to standard output.
+
+    The rest, such as what other threads print meanwhile, is passed on in the end; everything is, if an error is
+    raised. Standard error is left alone.
+    """
+    with _ONE:
+        _flush()
+        try:
+            before = os.dup(1)
+        except OSError:  # closed: nothing to keep clean
+            yield
+            return
+        with tempfile.TemporaryFile() as kept:
+            os.dup2(kept.fileno(), 1)
+            failed = True
+            try:
+                yield
+                failed = False
+            finally:
+                _flush()
+                os.dup2(before, 1)
+                os.close(before)
+                kept.seek(0)
+                _pass_on(b"".join(line for line in kept if failed or not told.fullmatch(line.rstrip(b"\r\n"))))
+
+
+def _pass_on(lines: bytes) -> None:
+    while lines:
+        lines = lines[os.write(1, lines) :]
+
+
+def _flush() -> None:
+    stream = sys.stdout
+    if stream is not None and not stream.closed:  # there is none in a program without a console
+        stream.flush()
