@@ -311,7 +311,7 @@ class SeismicIndex:
             arguments: dict[str, Any] = dict(meta["spec"])
             del arguments["type"]
             index = cls(**arguments)
-            index.exact = InvertedIndex.open(path / "exact", verify=False)  # its files are among those just checked
+            index.exact = InvertedIndex.open(path / "exact", verify=verify)
             index._sealed = tuple(_open(path, number) for number in range(meta["segments"]))
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise CorruptArtifact(f"{path} is no SeismicIndex: {error}.", "Rebuild it.") from error

@@ -150,11 +150,11 @@ def test_checksums_are_read_once_and_again_after_a_change(
     opened = SeismicIndex.open(tmp_path / "saved")
     assert not read
     np.testing.assert_array_equal(opened.search(queries, 5).ids, index.search(queries, 5).ids)
+    monkeypatch.undo()
     file = tmp_path / "saved" / "exact" / "0-codes.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(CorruptArtifact, match="altered"):
+    with pytest.raises(CorruptArtifact, match="0-codes.npy was altered"):
         SeismicIndex.open(tmp_path / "saved")
-    assert read
 
 
 @pytest.mark.parametrize("wrong", [{"seal_at": 0}, {"query_cut": 0}, {"heap_factor": 0.0}, {"summary_energy": 1.5}])
