@@ -15,7 +15,7 @@ import numpy as np
 from reperio import forks
 from reperio.derived import SnapshotTooOld
 from reperio.embeddings import Dense
-from reperio.errors import ConfigurationError, InvalidInput, ReadOnly
+from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, ReadOnly
 from reperio.explain import Explanation
 from reperio.filters import Filter, from_json, to_json
 from reperio.fusion import Fusion
@@ -512,14 +512,18 @@ class Collection:
     def verify(self) -> VerifyReport:
         """Check every byte: the database, each checkpoint, and that every index holds exactly the live documents."""
         problems = list(self._store.problems())
-        signals = list(self._signals.values())
+        signals, documents = list(self._signals.values()), 0
         for signal in signals:
             problems += signal.derived.problems()
-        with self._current(signals):
-            live = self._store.matching(None, at=replayed(signals))
-            for signal in signals:
-                problems += signal.problems(live)
-        return VerifyReport(documents=len(live), problems=tuple(problems))
+        try:
+            with self._current(signals):
+                live = self._store.matching(None, at=replayed(signals))
+                documents = len(live)
+                for signal in signals:
+                    problems += signal.problems(live)
+        except CorruptArtifact as error:  # what cannot be read cannot be compared
+            problems.append(error.problem)
+        return VerifyReport(documents=documents, problems=tuple(dict.fromkeys(problems)))
 
     # Inside
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from reperio.derived import DerivedIndex
 from reperio.embeddings import Dense, Ids, IdSet, Kind, check_dense, check_multi_vector, from_bytes, to_bytes
-from reperio.errors import ConfigurationError, FingerprintMismatch, UnsupportedOperation
+from reperio.errors import ConfigurationError, CorruptArtifact, FingerprintMismatch, UnsupportedOperation
 from reperio.hosted import HostedIndex
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.multivector import MultiVectorIndex
@@ -260,7 +260,11 @@ class LiveSignal:
         width, several = 4 * self.fingerprint.dim, self.kind == "multi-vector"
         for start in range(0, len(live) if self.stored else 0, 4096):
             rows = live[start : start + 4096]
-            found = self._store.vectors(self.number, rows)
+            try:
+                found = self._store.vectors(self.number, rows)
+            except CorruptArtifact as error:
+                yield f"{self.name}: {error.problem}"
+                continue
             missing = [row for row in rows.tolist() if row not in found]
             if missing:
                 yield f"{self.name}: {len(missing)} documents have no stored embedding, row {missing[0]} the first"

@@ -65,7 +65,7 @@ class Entry:
         except UnicodeEncodeError as error:
             problem = f"Document {document.id!r} holds half a character at position {error.start}: {error.reason}."
             raise InvalidInput(problem, "Decode the source with errors='replace'.") from error
-        return cls(document, metadata, provenance, hashed, digest(hashed, metadata, provenance))
+        return cls(document, metadata, provenance, hashed, digest(document.id, hashed, metadata, provenance))
 
 
 def check(document: object, position: int) -> Document:
@@ -105,9 +105,9 @@ def text_hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def digest(hashed_text: bytes, metadata: str, provenance: str | None) -> bytes:
-    """16 bytes that change with anything that a document holds but its id."""
-    parts = hashed_text + metadata.encode() + b"\0" + (provenance or "").encode()
+def digest(name: str, hashed_text: bytes, metadata: str, provenance: str | None) -> bytes:
+    """16 bytes that change with anything that a document holds."""
+    parts = hashed_text + name.encode() + b"\0" + metadata.encode() + b"\0" + (provenance or "").encode()
     return hashlib.blake2b(parts, digest_size=16).digest()
 
 
@@ -213,6 +213,6 @@ def check_floor(seq: int, floor: int) -> None:
 def altered(row: Sequence[Any], hashed: bytes, wanted: bytes) -> str | None:
     """What is wrong with a document read back, if anything: its columns id, text, metadata, provenance."""
     name, text, metadata, provenance = row
-    if text_hash(text) == hashed and digest(hashed, metadata, provenance) == wanted:
+    if text_hash(text) == hashed and digest(name, hashed, metadata, provenance) == wanted:
         return None
     return f"document {name!r} was altered: its digest differs"

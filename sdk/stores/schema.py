@@ -18,6 +18,7 @@ CREATE TABLE documents (
     provenance TEXT,
     text_hash BLOB NOT NULL,
     digest BLOB NOT NULL,
+    seal INTEGER NOT NULL,  -- of the digest, the row and the commit: a page that was altered may give one for another
     added INTEGER NOT NULL,
     removed INTEGER
 );
@@ -29,7 +30,8 @@ CREATE TABLE embeddings (
     key INTEGER PRIMARY KEY,  -- row * 64 + signal number: rows of one document lie together, in order of arrival
     value BLOB NOT NULL,
     tokens INTEGER,  -- NULL where the caller gave the vector
-    truncated INTEGER NOT NULL DEFAULT 0
+    truncated INTEGER NOT NULL DEFAULT 0,
+    seal INTEGER NOT NULL  -- of the key and the value
 );
 CREATE TABLE fields (name TEXT NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (name, kind)) WITHOUT ROWID;
 """

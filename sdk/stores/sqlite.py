@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
+from zlib import crc32
 
 import numpy as np
 
 from reperio import filters, forks
-from reperio.artifacts import disk_errors
+from reperio.artifacts import disk_errors, sealed, unsealed
 from reperio.embeddings import Ids, IdSet
-from reperio.errors import CorruptArtifact, NewerFormat, NotFound, ReadOnly
+from reperio.errors import CorruptArtifact, NewerFormat, NotFound, ReadOnly, StorageError
 from reperio.filters import Filter
 from reperio.stores import schema
+from reperio.stores.acknowledged import Acknowledged
 from reperio.stores.rows import (
     SIGNALS,
     Entry,
@@ -32,6 +34,7 @@ from reperio.stores.rows import (
     check_id,
     kinds,
     present,
+    text_hash,
     unpack,
 )
 from reperio.stores.where import compile_filter
@@ -40,6 +43,9 @@ from reperio.types import Document
 _INHERITED: list[object] = []
 """Connections of a parent process, which must not even be closed."""
 
+_32 = 0xFFFFFFFF
+_HELD = "id, text, metadata, provenance, text_hash, digest, seal, added"
+_VECTOR = "e.key, e.value, e.tokens, e.truncated, e.seal"
 _IN_ROWS = "row IN (SELECT value FROM json_each(?))"
 
 
@@ -72,17 +78,19 @@ class SQLiteStore:
         if not self.writable and not path.is_file():
             raise NotFound(f"There is no collection at {path.parent}.", "Open it with mode='rw' to create it.")
         self._forked = False
+        self._log = path.with_name(path.name + "-wal")
+        self._acknowledged = Acknowledged(path.with_name("acknowledged"))
+        acknowledged = self._acknowledged.read()  # before the database: a writer may be at work
         with disk_errors(path):
             self._connected: sqlite3.Connection | None = self._connect()
             try:
                 self._prepare()
+                self._seen = self.seq = self.floor = -1
+                self.refresh()
+                self._check_whole(acknowledged)
             except BaseException:
                 self._connection.close()
                 raise
-        self._seen = -1
-        self.seq = -1
-        self.floor = -1
-        self.refresh()
         forks.follow(self)
 
     @property
@@ -97,6 +105,15 @@ class SQLiteStore:
         self._lock, self.writing = threading.RLock(), threading.RLock()
         self._forked, self.writable = self._forked or self.writable, False
         self._connected, self._seen = None, -1
+        self._acknowledged = Acknowledged(self._acknowledged.path)  # the parent's to remove
+
+    def _check_whole(self, acknowledged: int) -> None:
+        if acknowledged > self.seq:
+            problem = f"{self.path} ends with commit {self.seq}, and commit {acknowledged} was acknowledged."
+            fix = f"Restore a backup; or remove {self._acknowledged.path} to go on with what is left."
+            raise CorruptArtifact(problem, fix)
+        if self.writable:
+            self._acknowledged.write(self.seq)
 
     def _connect(self) -> sqlite3.Connection:
         target = quote(str(self.path.absolute()))
@@ -105,8 +122,7 @@ class SQLiteStore:
             return self._open(f"file:{target}?mode={suffix}")
         except sqlite3.OperationalError:
             # A finished collection on read-only media has no WAL, and SQLite may not make one: nothing can change.
-            wal = self.path.with_name(self.path.name + "-wal")
-            if self.writable or (wal.exists() and wal.stat().st_size):
+            if self.writable or (self._log.exists() and self._log.stat().st_size):
                 raise
             self._frozen = self._stamp()
             return self._open(f"file:{target}?mode=ro&immutable=1")
@@ -114,7 +130,7 @@ class SQLiteStore:
     def _stamp(self) -> tuple[object, ...]:
         """What changes when a writer comes to a database that was opened as if it never would."""
         found = self.path.stat()
-        return (found.st_ino, found.st_mtime_ns, found.st_size, self.path.with_name(self.path.name + "-wal").exists())
+        return (found.st_ino, found.st_mtime_ns, found.st_size, self._log.exists())
 
     def _open(self, uri: str) -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
@@ -161,6 +177,7 @@ class SQLiteStore:
             if self._connected is None:  # a child that has not read: closed all the same
                 self._connected = sqlite3.connect(":memory:")
             self._connected.close()
+            self._acknowledged.close(needed=self._log.exists() and self._log.stat().st_size > 0)
 
     def _check_writable(self) -> None:
         if self._forked:
@@ -210,7 +227,10 @@ class SQLiteStore:
             found = dict(
                 self._connection.execute("SELECT name, value FROM meta WHERE name IN ('seq', 'floor', 'uuid')")
             )
-            self.seq, self.floor, self.uuid = int(found["seq"]), int(found["floor"]), found["uuid"]
+            try:
+                self.seq, self.floor, self.uuid = int(found["seq"]), int(found["floor"]), found["uuid"]
+            except (KeyError, ValueError):
+                self._vouch(f"its sequence numbers were altered: {found}")
             return True
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -224,12 +244,23 @@ class SQLiteStore:
 
     def signals(self) -> dict[str, tuple[int, dict[str, Any]]]:
         """Number and configuration of each signal, by name, in the order in which they were declared."""
-        rows = self._read("SELECT number, name, config FROM signals ORDER BY number")
-        return {name: (number, json.loads(config)) for number, name, config in rows}
+        out: dict[str, tuple[int, dict[str, Any]]] = {}
+        for number, name, config in self._read("SELECT number, name, config FROM signals ORDER BY number"):
+            try:
+                told = unsealed(config)
+                whole = (told["number"], told["name"]) == (number, name)
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            self._vouch(None if whole else f"the configuration of signal {number} was altered")
+            out[name] = (number, told["config"])
+        return out
 
     def declare(self, signals: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the signals' configurations, once, when the collection is made."""
-        rows = [(number, name, json.dumps(config)) for number, (name, config) in enumerate(signals.items())]
+        rows = [
+            (number, name, sealed({"number": number, "name": name, "config": dict(config)}))
+            for number, (name, config) in enumerate(signals.items())
+        ]
         with self.transaction():
             self._connection.executemany("INSERT INTO signals VALUES (?, ?, ?)", rows)
 
@@ -250,15 +281,29 @@ class SQLiteStore:
         ------
         StaleResult
             If compaction has taken one of them away.
+        CorruptArtifact
+            If one is not what was written.
         """
-        sql = f"SELECT row, id, text, metadata, provenance FROM documents WHERE {_IN_ROWS}"
+        sql = f"SELECT row, {_HELD} FROM documents WHERE {_IN_ROWS}"
         found = {row[0]: row[1:] for row in self._read(sql, (_array(rows),))}
-        return [unpack(found[row]) for row in present(rows, found)]
+        for row, held in found.items():
+            self._vouch(_wrong(row, held))
+        return [unpack(found[row][:4]) for row in present(rows, found)]
+
+    def _vouch(self, problem: str | None) -> None:
+        if problem is not None:
+            raise CorruptArtifact(f"{self.path}: {problem}.", "Restore it from a backup; `reperio verify` lists all.")
 
     def texts(self, rows: Ids, /) -> list[str]:
         """Texts by row key, in this order."""
-        found = dict(self._read(f"SELECT row, text FROM documents WHERE {_IN_ROWS}", (_array(rows),)))
+        found = dict(self._texts(rows))
         return [found[row] for row in present(rows, found)]
+
+    def _texts(self, rows: Ids) -> Iterator[tuple[int, str]]:
+        sql = f"SELECT row, id, text, text_hash FROM documents WHERE {_IN_ROWS}"
+        for row, name, text, hashed in self._read(sql, (_array(rows),)):
+            self._vouch(None if text_hash(text) == hashed else f"the text of document {name!r} was altered")
+            yield row, text
 
     def names(self, rows: Ids, /) -> list[str]:
         """Document ids by row key, in this order."""
@@ -321,21 +366,24 @@ class SQLiteStore:
     def vectors(self, signal: int, rows: Ids, /) -> dict[int, Vector]:
         """Stored embeddings of a signal by row key; rows without one are left out."""
         keys = rows * SIGNALS + signal
-        sql = "SELECT key, value, tokens, truncated FROM embeddings WHERE key IN (SELECT value FROM json_each(?))"
-        found = self._read(sql, (_array(keys),))
-        return {key // SIGNALS: Vector(value, tokens, bool(cut)) for key, value, tokens, cut in found}
+        sql = f"SELECT {_VECTOR} FROM embeddings AS e WHERE key IN (SELECT value FROM json_each(?))"
+        return {row[0] // SIGNALS: self._vector(*row) for row in self._read(sql, (_array(keys),))}
+
+    def _vector(self, key: int, value: bytes, tokens: int | None, cut: int, seal: int) -> Vector:
+        self._vouch(None if crc32(value, key & _32) == seal else f"an embedding of row {key // SIGNALS} was altered")
+        return Vector(value, tokens, bool(cut))
 
     def reusable(self, signal: int, hashes: Iterable[bytes], /) -> dict[bytes, Vector]:
         """Embeddings that the encoder made before for the same texts, also of documents deleted since."""
         # One row for each text, however many documents share it.
         sql = (
-            "SELECT from_hex(h.value), e.value, e.tokens, e.truncated FROM json_each(?2) AS h "
+            f"SELECT from_hex(h.value), {_VECTOR} FROM json_each(?2) AS h "
             "JOIN embeddings AS e ON e.key = (SELECT y.key FROM documents AS x "
             "JOIN embeddings AS y ON y.key = x.row * 64 + ?1 "
             "WHERE x.text_hash = from_hex(h.value) AND y.tokens IS NOT NULL LIMIT 1)"
         )
         found = self._read(sql, (signal, json.dumps([h.hex() for h in hashes])))
-        return {hashed: Vector(value, tokens, bool(cut)) for hashed, value, tokens, cut in found}
+        return {hashed: self._vector(*row) for hashed, *row in found}
 
     def truncated(self, signal: int) -> int:
         """Live documents whose text was cut for this signal."""
@@ -367,6 +415,7 @@ class SQLiteStore:
         """
         with self._lock:  # no reader in between: rows and their number are seen together
             self.seq = self._write(entries, removed)
+            self._acknowledged.write(self.seq)
             return self.seq
 
     def _write(self, entries: Sequence[Entry], removed: Ids) -> int:
@@ -381,16 +430,19 @@ class SQLiteStore:
                 self._connection.execute(sql, (seq, _array(removed)))
             rows = range(last + 1, last + 1 + len(entries))
             self._connection.executemany(
-                "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                 (
-                    (row, e.document.id, e.document.text, e.metadata, e.provenance, e.text_hash, e.digest, seq)
+                    (
+                        *(row, e.document.id, e.document.text, e.metadata, e.provenance, e.text_hash, e.digest),
+                        *(_seal(row, seq, e.digest), seq),
+                    )
                     for row, e in zip(rows, entries, strict=True)
                 ),
             )
             self._connection.executemany(
-                "INSERT INTO embeddings VALUES (?, ?, ?, ?)",
+                "INSERT INTO embeddings VALUES (?, ?, ?, ?, ?)",
                 (
-                    (row * SIGNALS + signal, v.value, v.tokens, int(v.truncated))
+                    (key := row * SIGNALS + signal, v.value, v.tokens, int(v.truncated), crc32(v.value, key & _32))
                     for row, e in zip(rows, entries, strict=True)
                     for signal, v in e.vectors.items()
                 ),
@@ -436,19 +488,33 @@ class SQLiteStore:
 
     def _altered(self) -> Iterator[str]:
         """Documents whose text, metadata or provenance is not what was written."""
-        live = self.matching(None)
-        sql = f"SELECT id, text, metadata, provenance, text_hash, digest FROM documents WHERE {_IN_ROWS}"
-        for start in range(0, len(live), 1024):
-            for *row, hashed, digest in self._read(sql, (_array(live[start : start + 1024]),)):
-                found = altered(row, hashed, digest)
-                if found is not None:
-                    yield f"{self.path.name}: {found}"
+        sql = f"SELECT row, {_HELD} FROM documents WHERE {_IN_ROWS}"
+        try:
+            live = self.matching(None)
+            for start in range(0, len(live), 1024):
+                for row, *held in self._read(sql, (_array(live[start : start + 1024]),)):
+                    found = _wrong(row, held)
+                    if found is not None:
+                        yield f"{self.path.name}: {found}"
+        except StorageError as error:
+            yield error.problem
 
     def size(self) -> int:
         """Bytes on disk, the write-ahead log included."""
-        files = (self.path, self.path.with_name(self.path.name + "-wal"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        return sum(file.stat().st_size for file in (self.path, self._log) if file.exists())
 
 
 def _array(values: Ids) -> str:
     return json.dumps(values.tolist())
+
+
+def _seal(row: int, seq: int, digest: bytes) -> int:
+    return crc32(digest, crc32(f"{row} {seq}".encode()))
+
+
+def _wrong(row: int, held: Sequence[Any]) -> str | None:
+    """What is wrong with a document read back, if anything."""
+    *columns, hashed, digest, seal, added = held
+    if seal != _seal(row, added, digest):
+        return f"row {row} was altered: its checksum differs"
+    return altered(columns, hashed, digest)
