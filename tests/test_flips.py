@@ -77,6 +77,8 @@ def test_a_log_that_a_killed_writer_left_is_not_cut_short_in_silence(tmp_path: P
     file.write_bytes(data)
     with pytest.raises(CorruptArtifact, match=r"commit \d+ was acknowledged\. Restore a backup; or remove"):
         Collection.open(folder, mode="r")
+    with pytest.raises(CorruptArtifact, match="acknowledged"):  # and nothing is made in its place
+        Collection.open(folder)
 
 
 def test_the_note_of_the_last_commit_is_gone_when_a_collection_is_closed(closed: Path) -> None:
@@ -86,5 +88,6 @@ def test_the_note_of_the_last_commit_is_gone_when_a_collection_is_closed(closed:
         collection.delete(["id9"])
         assert (closed / "acknowledged").read_bytes().split()[0] == b"%020d" % collection.seq
         (closed / "acknowledged").write_bytes(b"99999999999999999999 00000000\n")  # altered: it says nothing
-        assert Collection.open(closed, mode="r").count() == collection.count()
+        with Collection.open(closed, mode="r") as reader:
+            assert reader.count() == collection.count()
     assert not (closed / "acknowledged").exists()

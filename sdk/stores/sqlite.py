@@ -83,11 +83,13 @@ class SQLiteStore:
         acknowledged = self._acknowledged.read()  # before the database: a writer may be at work
         with disk_errors(path):
             self._connected: sqlite3.Connection | None = self._connect()
+            self._seen = self.seq = self.floor = -1
             try:
-                self._prepare()
-                self._seen = self.seq = self.floor = -1
+                self._prepare(acknowledged)
                 self.refresh()
                 self._check_whole(acknowledged)
+                if self.writable:
+                    self._acknowledged.write(self.seq)
             except BaseException:
                 self._connection.close()
                 raise
@@ -112,8 +114,6 @@ class SQLiteStore:
             problem = f"{self.path} ends with commit {self.seq}, and commit {acknowledged} was acknowledged."
             fix = f"Restore a backup; or remove {self._acknowledged.path} to go on with what is left."
             raise CorruptArtifact(problem, fix)
-        if self.writable:
-            self._acknowledged.write(self.seq)
 
     def _connect(self) -> sqlite3.Connection:
         target = quote(str(self.path.absolute()))
@@ -143,7 +143,7 @@ class SQLiteStore:
             raise
         return connection
 
-    def _prepare(self) -> None:
+    def _prepare(self, acknowledged: int) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
         if version > schema.FORMAT and application == schema.APPLICATION_ID:
@@ -152,6 +152,8 @@ class SQLiteStore:
         (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and application != schema.APPLICATION_ID:
             raise CorruptArtifact(f"{self.path} is not a collection.", "Check the path.")
+        if not tables:
+            self._check_whole(acknowledged)
         if not self.writable:
             if not tables:
                 raise NotFound(f"There is no collection at {self.path.parent}.", "Open it with mode='rw' to create it.")
