@@ -134,5 +134,5 @@ def _same(ours: Any, sound: Any) -> bool:
     if isinstance(sound, list):
         return len(ours) == len(sound) and all(map(_same, ours, sound))
     if isinstance(sound, tuple):
-        return ours[0] == sound[0] and abs(ours[1] - sound[1]) < 1e-4
+        return bool(ours[0] == sound[0] and abs(ours[1] - sound[1]) < 1e-4)
     return bool(ours == sound)
