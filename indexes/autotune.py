@@ -28,8 +28,11 @@ _STEP = 1.05
 _SETTLED = 2e-3
 """A recall that rises by less, twice over, has reached what it can."""
 
-_TURNS = 5
-"""Times that the best points of each refinement are timed again."""
+_TURNS = 12
+"""Times that the best points of each refinement are timed again …"""
+
+_TRIED, _BEHIND = 3, 1.5
+"""… of which those take part in all that after so many turns take no more than this many times the least."""
 
 _ASKED = 512
 _FEWEST = 64
@@ -289,11 +292,14 @@ class _Trial:
     def quickest(self, points: Sequence[OperatingPoint]) -> OperatingPoint:
         """The one that takes least, all timed in turns, so that what else a machine does falls on each alike."""
         times = [point.milliseconds for point in points]
-        for _ in range(_TURNS if len(points) > 1 else 0):
-            for i, point in enumerate(points):
+        racing = list(range(len(points)))
+        for turn in range(_TURNS if len(points) > 1 else 0):
+            for i in racing:
                 start = time.perf_counter()
-                self._index.search(self._queries, self._k, options=point.options)
+                self._index.search(self._queries, self._k, options=points[i].options)
                 times[i] = min(times[i], (time.perf_counter() - start) / len(self._queries) * 1e3)
+            if turn + 1 >= _TRIED:
+                racing = [i for i in racing if times[i] <= _BEHIND * min(times)]
         for milliseconds, point in zip(times, points, strict=True):
             self.points[tuple(point.options.values())] = replace(point, milliseconds=milliseconds)
         return self.points[tuple(points[int(np.argmin(times))].options.values())]

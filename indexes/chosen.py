@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from reperio.embeddings import Ids, IdSet
 from reperio.indexes.rows import Positions, Rows
 
-__all__ = ["Chosen", "KeyedRows"]
+__all__ = ["KEPT", "Chosen", "KeyedRows"]
+
+KEPT = 1 << 22
+"""Components of the vectors of a filter that are kept for its next search: 16 MB."""
 
 
 class Chosen:

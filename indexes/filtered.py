@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reperio.embeddings import Dense
 from reperio.extras import load
-from reperio.indexes.chosen import Chosen
+from reperio.indexes.chosen import KEPT, Chosen
 from reperio.indexes.flat import Block, Metric, nearest, squared
 from reperio.indexes.layers import Layers
 from reperio.indexes.rows import Positions, merge, pad
@@ -46,9 +46,6 @@ _FEW = 4
 
 _MANY = 20
 """From so many, matrices are multiplied."""
-
-_KEPT = 1 << 22
-"""Components of the vectors of a filter that are kept for its next search: 16 MB."""
 
 _BLOCK = 1 << 14
 """Rows gathered at a time."""
@@ -215,7 +212,7 @@ class FilteredSearch:
         return Neighbors(ids, self.scores(self._negated(scores)))
 
     def _keeps(self, held: int) -> bool:
-        return held * int(self._layers.index.d) <= _KEPT
+        return held * int(self._layers.index.d) <= KEPT
 
     def _kept(self, chosen: Chosen, queries: int) -> Dense | None:
         """Their vectors side by side, if they are few; where they can be compared as they lie, the second time."""

@@ -18,7 +18,7 @@ import numpy as np
 from reperio.artifacts import new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, CorruptArtifact
-from reperio.indexes.chosen import Chosen, KeyedRows
+from reperio.indexes.chosen import KEPT, Chosen, KeyedRows
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
 from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge, pad
 from reperio.protocols import Spec
@@ -228,7 +228,7 @@ class LabelledIndex(ABC):
         """
         total = len(self._rows.ids)
         if fetch >= min(total, engine.looking * (total if chosen is None else len(chosen))):
-            return self._scan(engine, queries, want, np.arange(total) if chosen is None else chosen.positions)
+            return self._scan(engine, queries, want, chosen)
         labels = engine.propose(queries, fetch)
         if chosen is not None:
             labels[~chosen.mask[labels]] = -1  # where the label is -1 already, so it stays
@@ -251,8 +251,9 @@ class LabelledIndex(ABC):
         scores[asked, column] = score_pairs(queries, asked, engine.decode, chosen, metric=self.metric)
         return Neighbors(ids, scores)
 
-    def _scan(self, engine: Engine, queries: Dense, want: int, labels: Positions) -> Neighbors:
-        """Exactly the best of these labels, by looking at each."""
+    def _scan(self, engine: Engine, queries: Dense, want: int, chosen: Chosen | None) -> Neighbors:
+        """Exactly the best of these labels, by looking at each; few are kept for the next search among them."""
+        labels = np.arange(len(self._rows.ids)) if chosen is None else chosen.positions
 
         def blocks() -> Iterator[Block]:
             for start in range(0, len(labels), _CHUNK):
@@ -260,7 +261,11 @@ class LabelledIndex(ABC):
                 vectors = engine.decode(part)
                 yield Block(self._rows.ids[part], vectors, squared(vectors))
 
-        return nearest(queries, want, blocks(), metric=self.metric)
+        if chosen is None or len(labels) * queries.shape[1] > KEPT:
+            return nearest(queries, want, blocks(), metric=self.metric)
+        if "blocks" not in chosen.made:
+            chosen.made["blocks"] = list(blocks())
+        return nearest(queries, want, chosen.made["blocks"], metric=self.metric)
 
     def score(self, queries: Dense, ids: Ids, /) -> Dense:
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""
