@@ -13,15 +13,25 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import disk_errors, new_folder, read_folder
+from reperio.artifacts import disk_errors, loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
+from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
 from reperio.extras import load
 from reperio.indexes.chosen import Chosen, KeyedRows
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.growing import check_options
 from reperio.indexes.hamming import Codes, apart, encoded, nearest
-from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, grown, merge, pad
+from reperio.indexes.rows import (
+    Positions,
+    check_ids,
+    check_pairs,
+    check_removed,
+    check_search,
+    grown,
+    merge,
+    pad,
+)
+from reperio.indexes.stored import arguments, finite, read_array, whole
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -390,21 +400,22 @@ class BinaryIndex:
         NotFound, NewerFormat, CorruptArtifact
         """
         meta = read_folder(path, _KIND)
-        try:
-            arguments: dict[str, Any] = dict(meta["spec"])
-            del arguments["type"]
-            index = cls(**arguments)
-            index._dim = meta["dim"]
-            index._rows = KeyedRows(*(np.load(path / name, allow_pickle=False) for name in ("ids.npy", "alive.npy")))
-            index._codes = np.load(path / "codes.npy", mmap_mode="c" if mmap else None, allow_pickle=False)
+        with loading(path, cls.__name__):
+            index = cls(**arguments(meta))
+            dim = index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
+            index._rows = KeyedRows.read(path)
+            shape = (index._size, -(-dim // 8) if dim is not None and index._size else None)
+            index._codes = read_array(path / "codes.npy", np.uint8, shape, mapped="c" if mmap else None)
+            if dim is not None and dim % 8 and index._size and (index._codes[:, -1] & (0xFF >> dim % 8)).any():
+                raise ValueError("a code has bits beyond its dimensions")
             if (path / "cuts.npy").exists():
-                index._cuts = np.load(path / "cuts.npy", allow_pickle=False)
-            index._waiting = FlatIndex.open(path / "waiting")
+                index._cuts = read_array(path / "cuts.npy", np.float32, (dim,))
+                if not finite(index._cuts):
+                    raise ValueError("a cut is not finite")
+            index._waiting = FlatIndex.open_waiting(path / "waiting", metric="ip", dim=dim, held=index._rows)
             if meta["learnt"]:
                 stored = np.frombuffer((path / _FILE).read_bytes(), dtype=np.uint8)
                 index._walk = index._faiss.deserialize_index_binary(stored)
-        except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no BinaryIndex: {error}.", "Rebuild it.") from error
-        if len(index._codes) != index._size:
-            raise CorruptArtifact(f"{path} has {index._size} keys for {len(index._codes)} codes.", "Rebuild it.")
+                if index._walk.ntotal != index._size or index._walk.d != 8 * index._codes.shape[1]:
+                    raise ValueError(f"FAISS's file holds {index._walk.ntotal} rows of {index._walk.d} bits")
         return index

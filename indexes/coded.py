@@ -17,6 +17,7 @@ from reperio.indexes.flat import Metric, score_pairs, squared, unit
 from reperio.indexes.quantization import Codec, Codes
 from reperio.indexes.rows import Positions, grown, merge
 from reperio.indexes.shelf import Shelf
+from reperio.indexes.stored import finite, read_array
 from reperio.types import Neighbors
 
 __all__ = ["CodedRows", "Rescore", "reduced"]
@@ -200,12 +201,33 @@ class CodedRows:
             self.shelf.write(folder / "vectors.npy", positions)
 
     @classmethod
-    def read(cls, folder: Path, codec: Codec, metric: Metric, *, rescore: Rescore | None, mmap: bool) -> Self:
-        """What `write` wrote: the codes in memory or mapped, the vectors always mapped."""
-        codes = np.load(folder / "codes.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
-        shelf = None
+    def read(
+        cls,
+        folder: Path,
+        codec: Codec,
+        metric: Metric,
+        *,
+        rescore: Rescore | None,
+        rows: int,
+        dim: int,
+        mmap: bool,
+    ) -> Self:
+        """What `write` wrote: the codes in memory or mapped, the vectors always mapped.
+
+        Raises
+        ------
+        ValueError
+            If it is of another shape; unless mapped, if it holds what is no code, or no finite vector.
+        """
+        like = codec.encode(np.empty((0, codec.dim), dtype=np.float32))
+        shape = (rows, like.shape[1])
+        codes = read_array(folder / "codes.npy", like.dtype.type, shape, mapped="r" if mmap else None)
+        sound, shelf = mmap or codec.takes(codes), None
         if rescore == "full":
-            shelf = Shelf(np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False))
+            vectors = read_array(folder / "vectors.npy", np.float32, (rows, dim), mapped="r")
+            sound, shelf = sound and (mmap or finite(vectors)), Shelf(vectors)
+        if not sound:
+            raise ValueError("it holds what is no code, or a vector that is not finite")
         return cls(codec, metric, rescore=rescore, shelf=shelf, codes=codes)
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
-from reperio.artifacts import new_folder
+from reperio.artifacts import loading, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, StorageError
+from reperio.errors import ConfigurationError, InvalidInput
 from reperio.extras import load
 from reperio.indexes.autotune import Tuner, TuneReport
 from reperio.indexes.factory import FactoryIndex
@@ -24,6 +24,7 @@ from reperio.indexes.layers import OPTIONS
 from reperio.indexes.presets import check_recall, preset
 from reperio.indexes.ranges import Ranges, ordered, within
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, merge
+from reperio.indexes.stored import arguments, whole
 from reperio.indexes.verified import read_verified
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -406,15 +407,10 @@ class FaissIndex:
             If this release of FAISS cannot map, or use this device.
         """
         meta = read_verified(path, KIND, verify=verify, once=mmap or lists_on_disk(path))
-        try:
-            arguments: dict[str, Any] = {**meta["spec"], **({} if device is None else {"device": device})}
-            del arguments["type"]
-            index = cls(**arguments)
-            index._held.read(path, dim=meta["dim"], factory=meta.get("factory", index.factory), mapped=mmap)
+        with loading(path, cls.__name__):
+            index = cls(**{**arguments(meta), **({} if device is None else {"device": device})})
+            dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
+            index._held.read(path, dim=dim, factory=meta.get("factory", index.factory), mapped=mmap)
             if meta.get("tuning") is not None:
                 index.tuning = TuneReport.from_json(meta["tuning"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            if isinstance(error, StorageError):
-                raise
-            raise CorruptArtifact(f"{path} is no FaissIndex: {error}.", "Rebuild it.") from error
         return index

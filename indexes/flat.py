@@ -7,15 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
+from typing import Literal, NamedTuple, Self, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, CorruptArtifact
-from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, grown, merge, pad
+from reperio.errors import ConfigurationError
+from reperio.indexes.rows import (
+    Positions,
+    Rows,
+    check_ids,
+    check_pairs,
+    check_removed,
+    check_search,
+    grown,
+    merge,
+    pad,
+)
+from reperio.indexes.stored import ascends, finite, read_array, whole, within
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -318,17 +329,31 @@ class FlatIndex:
         NotFound, NewerFormat, CorruptArtifact
         """
         meta = read_folder(path, _KIND)
-        try:
+        with loading(path, cls.__name__):
             index = cls(meta["metric"])
-            index._ids = _load(path / "ids.npy")
-            index._vectors = _load(path / "vectors.npy")
-            index._dim = meta["dim"]
-        except (KeyError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no FlatIndex: {error}.", "Rebuild it.") from error
+            index._dim = None if meta["dim"] is None else whole(meta, "dim")
+            index._ids = read_array(path / "ids.npy", np.int64, (None,))
+            index._vectors = read_array(path / "vectors.npy", np.float32, (len(index._ids), index._dim or 0))
+            if not ascends(index._ids) or not within(index._ids[:1], 0, np.inf) or not finite(index._vectors):
+                raise ValueError("its keys do not ascend from 0, or its vectors are not finite")
         index._squares = squared(index._vectors)
         index._at = dict(zip(index._ids.tolist(), range(len(index._ids)), strict=True))
         return index
 
+    @classmethod
+    def open_waiting(cls, path: Path, *, metric: Metric, dim: int | None, held: Rows | None = None) -> Self:
+        """Open what waits beside an index of other rows, those ``held``.
 
-def _load(path: Path) -> Any:
-    return np.load(path, allow_pickle=False)
+        Raises
+        ------
+        NotFound, NewerFormat, CorruptArtifact
+            As `open`.
+        ValueError
+            If it measures something else, has other dimensions, or holds the same row.
+        """
+        index = cls.open(path)
+        if index.metric != metric or (index._dim is not None and index._dim != dim):
+            raise ValueError(f"what waits is {index.metric}, of {index._dim} dimensions, not {metric} of {dim}")
+        if held is not None and len(index) and (held.find(index.ids) >= 0).any():
+            raise ValueError("a row that waits is held as well")
+        return index

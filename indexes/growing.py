@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
@@ -288,10 +288,8 @@ class GrowingIndex:
         CorruptArtifact
             If the files do not belong together.
         """
-        mode: Literal["c"] | None = "c" if mapped else None
-        names = (folder / "ids.npy", folder / "alive.npy")
-        self.rows = KeyedRows(*(np.load(name, mmap_mode=mode, allow_pickle=False) for name in names))
-        self.tail, self.dim = FlatIndex.open(folder / "waiting"), dim
+        self.rows, self.dim = KeyedRows.read(folder, mapped="c" if mapped else None), dim
+        self.tail = FlatIndex.open_waiting(folder / "waiting", metric=self._metric, dim=dim, held=self.rows)
         if dim is None or factory == AUTO:
             return
         main = self.main = self.built(dim, factory=factory)

@@ -18,6 +18,7 @@ from reperio.extras import load
 from reperio.indexes.flat import Metric
 from reperio.indexes.labelled import FEW, LabelledIndex, check_positive
 from reperio.indexes.rows import Positions, grown
+from reperio.indexes.stored import finite, read_array
 from reperio.protocols import Spec
 
 __all__ = ["HnswlibIndex"]
@@ -95,7 +96,10 @@ class HnswlibIndex(LabelledIndex):
     def _read(self, folder: Path, dim: int) -> _Graph:
         graph = self._graph(dim)
         graph.load_index(str(folder / _GRAPH))
-        return _Graph(graph, np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False))
+        vectors = read_array(folder / _VECTORS, np.float32, (len(self._rows.ids), dim), mapped="r")
+        if graph.get_current_count() != len(vectors) or not finite(vectors):
+            raise ValueError(f"its graph is of {graph.get_current_count()} rows, or {_VECTORS} is not finite")
+        return _Graph(graph, vectors)
 
     def _graph(self, dim: int) -> Any:
         return load("hnswlib", extra="hnswlib").Index("l2" if self.metric == "l2" else "ip", dim)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import NamedTuple, Self, get_args
 
 import numpy as np
 
-from reperio.artifacts import new_folder
+from reperio.artifacts import loading, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
-from reperio.errors import ConfigurationError, CorruptArtifact, NotFound, ShapeError
+from reperio.errors import ConfigurationError, NotFound, ShapeError
 from reperio.indexes.postings import Precision, Segment, Settings
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
 from reperio.indexes.scoring import View
-from reperio.indexes.verified import read_verified
+from reperio.indexes.soundness import check_segment
+from reperio.indexes.stored import arguments, once_each, whole
+from reperio.indexes.verified import known, read_verified
 from reperio.indexes.weighting import ALL, Weighting
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -294,15 +296,17 @@ class InvertedIndex:
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
+        fresh = verify and not known(path)
         meta = read_verified(path, _KIND, verify=verify, once=True)
-        try:
-            arguments: dict[str, Any] = dict(meta["spec"])
-            del arguments["type"]
-            index = cls(**arguments)
-            segments = tuple(Segment.open(path, str(number)) for number in range(meta["segments"]))
-            index._view = View(index.weighting, segments, meta["dim"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no {cls.__name__}: {error}.", "Rebuild it.") from error
+        with loading(path, cls.__name__):
+            index = cls(**arguments(meta))
+            dim = None if meta["dim"] is None else whole(meta, "dim")
+            segments = tuple(Segment.open(path, str(number)) for number in range(whole(meta, "segments")))
+            if fresh:  # once, as the checksums
+                for segment in segments:
+                    check_segment(segment, dim or 0, index.precision)
+                once_each([segment.ids[segment.alive] for segment in segments])
+            index._view = View(index.weighting, segments, dim)
         return index
 
 

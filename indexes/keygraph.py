@@ -15,6 +15,7 @@ from reperio.embeddings import Dense, check_dense
 from reperio.errors import ShapeError
 from reperio.indexes.bipartite import Lists, extend, nearest_lists
 from reperio.indexes.graph import Graph, Walked, link, walk
+from reperio.indexes.stored import finite, read_array, within
 
 __all__ = ["KeyGraph"]
 
@@ -110,13 +111,28 @@ class KeyGraph(NamedTuple):
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
     @classmethod
-    def read(cls, folder: Path, *, by_distance: bool, mapped: bool) -> Self:
-        """Read what `write` wrote, or map it into memory."""
+    def read(cls, folder: Path, *, dim: int, by_distance: bool, mapped: bool) -> Self:
+        """Read what `write` wrote, or map it into memory.
 
-        def array(name: str) -> Any:
+        Raises
+        ------
+        ValueError
+            If the arrays do not fit one another; unless mapped, if they lead out of one another.
+        """
+
+        def array(name: str, dtype: type[np.generic], *shape: int | None) -> Any:
             # Written in memory only, if at all; but compiled code tells arrays apart that cannot be written to.
-            mode: Any = "c" if mapped else None
-            return np.asarray(np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False))
+            return read_array(folder / f"{name}.npy", dtype, shape, mapped="c" if mapped else None)
 
-        keys, queries, positions, scores, links, entries = map(array, _FILES)
+        keys, queries = array("keys", np.float32, None, dim), array("queries", np.float32, None, dim)
+        positions = array("positions", np.int32, len(queries), None)
+        scores = array("scores", np.float32, *positions.shape)
+        links, entries = array("links", np.int32, len(keys), None), array("entries", np.int32, None)
+        count = len(keys)
+        # Compiled code does not look where it reads.
+        inside = within(entries, 0, count) and (mapped or (within(links, -1, count) and within(positions, -1, count)))
+        if not inside or not (mapped or (finite(keys) and finite(queries) and not np.isnan(scores).any())):
+            raise ValueError("its graph leads to keys that are not there, or holds numbers that are not finite")
+        if not count or not len(entries) or not links.shape[1]:
+            raise ValueError("its graph has no keys, links or entries")
         return cls(keys, queries, Lists(positions, scores), Graph(links, entries), by_distance)

@@ -11,16 +11,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import ClassVar, Protocol, Self, cast
 
 import numpy as np
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, CorruptArtifact
+from reperio.errors import ConfigurationError
 from reperio.indexes.chosen import KEPT, Chosen, KeyedRows
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
 from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge, pad
+from reperio.indexes.stored import arguments, whole
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -298,16 +299,14 @@ class LabelledIndex(ABC):
         NotFound, NewerFormat, CorruptArtifact
         """
         meta = read_folder(path, cls.__name__)
-        try:
-            arguments: dict[str, Any] = dict(meta["spec"])
-            del arguments["type"]
-            index = cls(**arguments)
-            index._rows = KeyedRows(*(np.load(path / name, allow_pickle=False) for name in ("ids.npy", "alive.npy")))
-            index._dim = meta["dim"]
+        with loading(path, cls.__name__):
+            index = cls(**arguments(meta))
+            index._rows = KeyedRows.read(path)
+            index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
             if index._dim is not None:
                 index._engine = index._read(path, index._dim)
-        except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no {cls.__name__}: {error}.", "Rebuild it.") from error
+            elif len(index._rows.ids):
+                raise ValueError(f"it has {len(index._rows.ids)} keys and no rows")
         return index
 
 

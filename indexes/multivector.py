@@ -13,9 +13,9 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, MultiVector, check_multi_vector
-from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
+from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
 from reperio.indexes.flat import unit
 from reperio.indexes.maxsim import Block, longest, nearest, score_documents
 from reperio.indexes.multivector_probing import Mask, shortlist
@@ -23,6 +23,7 @@ from reperio.indexes.multivector_segments import PlainSegment
 from reperio.indexes.multivector_view import View
 from reperio.indexes.residual import Codec
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
+from reperio.indexes.stored import arguments
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -350,14 +351,10 @@ class MultiVectorIndex:
         NotFound, NewerFormat, CorruptArtifact
         """
         meta = read_folder(path, _KIND, checksums=not mmap)
-        try:
-            arguments: dict[str, Any] = dict(meta["spec"])
-            del arguments["type"]
-            index = cls(**arguments)
+        with loading(path, cls.__name__):
+            index = cls(**arguments(meta))
             unit_length = index.metric == "cosine"
             index._view = View.open(path, meta, bits=index.bits, unit=unit_length, trusted=mmap)
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no MultiVectorIndex: {error}.", "Rebuild it.") from error
         return index
 
 

@@ -21,6 +21,7 @@ from reperio.embeddings import Dense, Ids, IdSet, MultiVector
 from reperio.indexes.maxsim import longest, parts
 from reperio.indexes.residual import Codec, Codes, load_array
 from reperio.indexes.rows import Positions
+from reperio.indexes.stored import finite, offsets_of
 
 __all__ = ["CodedSegment", "PlainSegment", "Segment"]
 
@@ -140,7 +141,7 @@ class Segment(ABC):
         _expect("offsets", self.offsets, np.int64, (n + 1,))
         if not n or (self.ids[1:] <= self.ids[:-1]).any() or self.ids[0] < 0:
             raise ValueError("ids do not ascend from 0")
-        if self.offsets[0] != 0 or self.offsets[-1] != vectors or (np.diff(self.offsets) < 1).any():
+        if not offsets_of(self.offsets, vectors, filled=True):
             raise ValueError(f"offsets do not ascend from 0 to {vectors}")
 
     def save(self, folder: Path, name: str) -> None:
@@ -178,11 +179,13 @@ class PlainSegment(Segment):
         bound = np.array([longest(vectors)], dtype=np.float32)
         return cls(ids, np.ones(len(ids), dtype=np.bool_), offsets, vectors, bound)
 
-    def check(self, dim: int) -> None:
-        """Raise ValueError unless the arrays fit one another."""
+    def check(self, dim: int, *, deep: bool) -> None:
+        """Raise ValueError unless the arrays fit one another; ``deep`` looks at every value."""
         self._check_rows(len(self.vectors))
         _expect("vectors", self.vectors, np.float32, (len(self.vectors), dim))
         _expect("bound", self.bound, np.float32, (1,))
+        if not finite(self.bound) or (deep and not finite(self.vectors)):
+            raise ValueError("vectors are not finite")
 
     @property
     def documents(self) -> MultiVector:
@@ -246,7 +249,7 @@ class CodedSegment(Segment):
         _expect("lists", self.lists, np.int32, (len(self.lists),))
         _expect("starts", self.starts, np.int64, (len(self.lists) + 1,))
         _expect("members", self.members, np.int32, (len(self.members),))
-        if self.starts[0] != 0 or self.starts[-1] != len(self.members) or (np.diff(self.starts) < 0).any():
+        if not offsets_of(self.starts, len(self.members)):
             raise ValueError(f"starts do not ascend from 0 to {len(self.members)}")
         limits = {"lists": (self.lists, count)}
         if deep:  # compiled code does not look where it reads

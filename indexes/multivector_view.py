@@ -14,6 +14,7 @@ from reperio.indexes.maxsim import Block, inside, parts
 from reperio.indexes.multivector_segments import CodedSegment, PlainSegment, Segment
 from reperio.indexes.residual import Codec
 from reperio.indexes.rows import Positions
+from reperio.indexes.stored import once_each, whole
 
 __all__ = ["View"]
 
@@ -121,17 +122,19 @@ class View(NamedTuple):
         ValueError
             If the arrays do not fit one another.
         """
-        dim, count = told["dim"], int(told["plain"])
-        codec = Codec.open(folder, dim=dim, bits=bits, unit=unit) if told["learnt"] else None
+        dim, count = None if told["dim"] is None else whole(told, "dim", least=1), whole(told, "plain")
+        codec = Codec.open(folder, dim=dim or 0, bits=bits, unit=unit) if told["learnt"] else None
         plain = tuple(PlainSegment.open(folder, str(number)) for number in range(count))
-        coded = tuple(CodedSegment.open(folder, str(count + number)) for number in range(told["coded"]))
+        coded = tuple(CodedSegment.open(folder, str(count + number)) for number in range(whole(told, "coded")))
         for vectors in plain:
-            vectors.check(dim)
+            vectors.check(dim or 0, deep=not trusted)
         for codes in coded:
             if codec is None:
                 raise ValueError("there are codes and nothing to read them by")
             codes.check(codec, deep=not trusted)
-        return cls(plain, coded, codec, dim)
+        view = cls(plain, coded, codec, dim)
+        once_each([segment.ids[segment.alive] for segment in view.segments])
+        return view
 
 
 def _thinned(segments: Sequence[S], ids: Ids) -> tuple[tuple[S, ...], int]:

@@ -19,6 +19,7 @@ from reperio.errors import ConfigurationError, CorruptArtifact, ReperioError, St
 from reperio.extras import load
 from reperio.indexes.abandoned import drop_when_gone
 from reperio.indexes.rows import check_removed, pad
+from reperio.indexes.stored import arguments
 from reperio.postgres import Database
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -276,9 +277,7 @@ class PostgresTable:
         """
         meta = read_folder(path, cls._kind)
         try:
-            arguments: dict[str, Any] = dict(meta["spec"])
-            del arguments["type"]
-            index = cls(**arguments)
+            index = cls(**arguments(meta))
             saved = json.loads((path / _FILE).read_text(encoding="utf-8"))
             index._name, before = saved["table"], saved["state"] and State(**saved["state"])
         except (KeyError, TypeError, ValueError, OSError) as error:

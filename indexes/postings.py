@@ -25,6 +25,7 @@ from reperio.embeddings import Ids, IdSet, Sparse, take
 from reperio.extras import installed
 from reperio.indexes import lists
 from reperio.indexes.lists import WINDOW, Cut
+from reperio.indexes.stored import read_array
 from reperio.indexes.weighting import Floats, Weighting
 
 __all__ = ["Positions", "Precision", "Segment", "Settings", "Values", "compile_from", "offsets", "spread"]
@@ -344,4 +345,4 @@ def _narrow(weights: NDArray[np.float32], precision: Precision) -> Values:
 
 def _load(path: Path) -> Any:
     mapped = path.stat().st_size >= _MAPPED_FROM
-    return np.asarray(np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False))
+    return read_array(path, mapped="r" if mapped else None)

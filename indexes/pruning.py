@@ -231,7 +231,7 @@ def _prepare(
     whole, bits = lists.codes.itemsize == 1, 0
     while whole and 1 << bits <= size:
         bits += 1
-    unit = _RANGE / (most * (1 << bits)) if whole else 1.0
+    unit = _RANGE / (most * (1 << bits)) if whole and most > 0 else 1.0
     steps, lifts = np.empty(size, sums.dtype), np.empty(size)
     for i in range(size):
         weight = asked.weights[first + i] * lists.scales[asked.slots[first + i]] * rise * unit

@@ -17,6 +17,7 @@ from reperio.errors import InvalidInput
 from reperio.extras import installed
 from reperio.indexes.flat import Metric, score_pairs, squared
 from reperio.indexes.rows import Positions
+from reperio.indexes.stored import finite, read_array
 
 __all__ = [
     "CODECS",
@@ -78,6 +79,10 @@ class Codec(ABC):
         """A codec that has learnt what is in a folder; ``dim`` is d."""
         return cls(dim)
 
+    def takes(self, codes: Codes) -> bool:
+        """Whether arrays of the right shape and dtype are codes."""
+        return True
+
     @abstractmethod
     def encode(self, vectors: Dense) -> Codes:
         """Codes of vectors, ``(n, d)``."""
@@ -99,6 +104,12 @@ class Codec(ABC):
 
 class Float16Codec(Codec):
     """IEEE half precision, rounded to the nearest."""
+
+    def takes(self, codes: Codes) -> bool:
+        """Whether they are finite."""
+        bits = np.ascontiguousarray(codes).view(np.uint16)
+        parts = range(0, len(bits), _PART)
+        return not any(((bits[at : at + _PART] & 0x7C00) == 0x7C00).any() for at in parts)
 
     def encode(self, vectors: Dense) -> Codes:
         """``(n, d)``, float16."""
@@ -160,7 +171,10 @@ class Int8Codec(Codec):
     @classmethod
     def read(cls, folder: Path, dim: int) -> Self:
         """With the ranges that are in a folder."""
-        return cls(np.load(folder / _RANGES, allow_pickle=False))
+        ranges = read_array(folder / _RANGES, np.float32, (2, dim))
+        if not finite(ranges) or (ranges[0] > ranges[1]).any():
+            raise ValueError(f"{_RANGES} is no lowest and highest value of each dimension")
+        return cls(ranges)
 
     def clipped(self, vectors: Dense) -> int:
         """How many numbers of these vectors lie beyond the ranges."""
@@ -210,6 +224,12 @@ class BinaryCodec(Codec):
     """
 
     decodes = False
+
+    def takes(self, codes: Codes) -> bool:
+        """Whether the bits that fill up the last word are zeros."""
+        rest = np.ascontiguousarray(codes).view(np.uint8)[:, self.dim // 8 :]
+        unused = np.packbits(np.arange(8 * rest.shape[1]) >= self.dim % 8)
+        return not (rest & unused).any()
 
     def encode(self, vectors: Dense) -> Codes:
         """``(n, w)``, uint64."""

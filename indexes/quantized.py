@@ -12,9 +12,9 @@ from typing import Self, cast, get_args
 
 import numpy as np
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, ShapeError, UnsupportedOperation
+from reperio.errors import ConfigurationError, InvalidInput, ShapeError, UnsupportedOperation
 from reperio.indexes.chosen import KeyedRows
 from reperio.indexes.coded import CodedRows, Rescore, reduced
 from reperio.indexes.flat import FlatIndex, Metric, check_metric, nearest
@@ -23,6 +23,7 @@ from reperio.indexes.quantization import CODECS, Codec, Int8Codec, Quantization,
 from reperio.indexes.quantization_report import QuantizationReport
 from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge
 from reperio.indexes.shelf import Shelf
+from reperio.indexes.stored import arguments, whole
 from reperio.protocols import Index, Spec
 from reperio.registry import build
 from reperio.types import Neighbors
@@ -385,15 +386,16 @@ class QuantizedIndex:
         NotFound, NewerFormat, CorruptArtifact
         """
         meta = read_folder(path, _KIND, checksums=not mmap)
-        try:
-            index = cls(**{name: value for name, value in meta["spec"].items() if name != "type"})
-            index._tail = FlatIndex.open(path / "waiting")
-            index._dim, index._clipped = meta["dim"], meta["clipped"]
+        with loading(path, cls.__name__):
+            index = cls(**arguments(meta))
+            dim = index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
+            index._clipped = whole(meta, "clipped")
             if meta["report"] is not None:
                 index._report = QuantizationReport(**meta["report"])
-                index._rows = KeyedRows(np.load(path / "ids.npy", allow_pickle=False))
-                codec = CODECS[index.dtype].read(path, index.dims or meta["dim"])
-                index._coded = CodedRows.read(path, codec, index.metric, rescore=index.rescore, mmap=mmap)
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no QuantizedIndex: {error}.", "Rebuild it.") from error
+                index._rows = KeyedRows.read(path, marked=False)
+                codec = CODECS[index.dtype].read(path, index.dims or whole(meta, "dim"))
+                rows = {"rows": len(index._rows.ids), "dim": whole(meta, "dim", least=codec.dim)}
+                index._coded = CodedRows.read(path, codec, index.metric, rescore=index.rescore, mmap=mmap, **rows)
+            held = index._rows
+            index._tail = FlatIndex.open_waiting(path / "waiting", metric=index.metric, dim=dim, held=held)
         return index

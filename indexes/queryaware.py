@@ -8,17 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput
+from reperio.errors import ConfigurationError, InvalidInput
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
 from reperio.indexes.keygraph import KeyGraph
-from reperio.indexes.rows import Positions, Rows, check_ids, check_pairs, check_removed, check_search, grown, merge
+from reperio.indexes.rows import (
+    Positions,
+    Rows,
+    check_ids,
+    check_pairs,
+    check_removed,
+    check_search,
+    grown,
+    merge,
+)
+from reperio.indexes.stored import arguments, finite, read_array, whole
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -375,21 +385,21 @@ class QueryAwareIndex:
         NotFound, NewerFormat, CorruptArtifact
         """
         meta = read_folder(path, _KIND, checksums=not mmap)
-        try:
-            arguments: dict[str, Any] = dict(meta["spec"])
-            del arguments["type"]
-            index = cls(**arguments)
-            index._dim = meta["dim"]
-            index._rows = Rows(*(np.load(path / name, allow_pickle=False) for name in ("ids.npy", "alive.npy")))
-            index._tail = np.load(path / "waiting.npy", allow_pickle=False)
+        with loading(path, cls.__name__):
+            index = cls(**arguments(meta))
+            dim = index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
+            index._rows = Rows.read(path)
+            wide = dim if len(index._rows.ids) else None  # what was taught before the first row tells d
+            index._tail = read_array(path / "waiting.npy", np.float32, (None, wide))
+            sound = finite(index._tail)
             if (path / "given.npy").exists():
-                index._given = np.load(path / "given.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
+                index._given = read_array(path / "given.npy", np.float32, (None, dim), mapped="r" if mmap else None)
+                sound = sound and (mmap or finite(index._given))
             if (path / "links.npy").exists():
-                index._linked = KeyGraph.read(path, by_distance=index.metric == "l2", mapped=mmap)
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no QueryAwareIndex: {error}.", "Rebuild it.") from error
-        if index._first + len(index._tail) != len(index._rows.ids):
-            raise CorruptArtifact(f"{path} has {len(index._rows.ids)} keys for other rows.", "Rebuild it.")
+                by_distance = index.metric == "l2"
+                index._linked = KeyGraph.read(path, dim=whole(meta, "dim"), by_distance=by_distance, mapped=mmap)
+            if not sound or index._first + len(index._tail) != len(index._rows.ids):
+                raise ValueError(f"it has {len(index._rows.ids)} keys for other rows, or rows that are not finite")
         return index
 
 

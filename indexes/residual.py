@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense
 from reperio.extras import installed
 from reperio.indexes.flat import squared, unit
+from reperio.indexes.stored import finite, read_array
 
 __all__ = ["Codec", "Codes", "kmeans", "load_array"]
 
@@ -137,16 +138,15 @@ class Codec:
         centroids, cuts, levels = (load_array(folder / f"codec-{name}.npy") for name in ("centroids", "cuts", "levels"))
         shapes = [(len(centroids), dim), (dim, (1 << bits) - 1), (dim, 1 << bits)]
         for array, shape in zip((centroids, cuts, levels), shapes, strict=True):
-            if array.dtype != np.float32 or array.shape != shape or not array.size:
-                raise ValueError(f"the codec holds {array.dtype} {array.shape}, not float32 {shape}")
+            if array.dtype != np.float32 or array.shape != shape or not array.size or not finite(array):
+                raise ValueError(f"the codec holds {array.dtype} {array.shape}, not finite float32 {shape}")
         return cls(centroids, cuts, levels, bits, unit)
 
 
 def load_array(path: Path) -> Any:
     """An array of a file that `numpy.save` wrote; a large one stays on disk and is mapped."""
     # Copy-on-write, so that compiled code sees one type of array, mapped or not; nothing is ever written.
-    mapped = path.stat().st_size >= _MAPPED_FROM
-    return np.asarray(np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False))
+    return read_array(path, mapped="c" if path.stat().st_size >= _MAPPED_FROM else None)
 
 
 def kmeans(vectors: Dense, count: int, *, spherical: bool, rng: np.random.Generator) -> Dense:

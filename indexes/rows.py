@@ -6,13 +6,15 @@ Shapes: q queries, n rows, k results, m keys asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias, TypeVar
+from pathlib import Path
+from typing import Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reperio.embeddings import Dense, Ids, IdSet
 from reperio.errors import ConfigurationError, DuplicateId, InvalidInput, ShapeError
+from reperio.indexes.stored import Mapped, read_array
 from reperio.types import Neighbors
 
 __all__ = ["Positions", "Rows", "check_ids", "check_pairs", "check_removed", "check_search", "grown", "merge", "pad"]
@@ -167,6 +169,25 @@ class Rows:
         self._mapped = self._size
         if not _ascending(self._ids):
             self._fold()
+
+    @classmethod
+    def read(cls, folder: Path, *, marked: bool = True, mapped: Mapped = None) -> Self:
+        """What was saved as ``ids.npy``, and as ``alive.npy`` where some may be dead.
+
+        Raises
+        ------
+        ValueError
+            If the key of a row is negative, or there twice.
+        """
+        ids = read_array(folder / "ids.npy", np.int64, (None,), mapped=mapped)
+        alive = read_array(folder / "alive.npy", np.bool_, (len(ids),), mapped=mapped) if marked else None
+        rows = cls(ids, alive)
+        keys = rows.ids if rows._keys is None else rows._keys
+        if len(keys) and keys[0] < 0:
+            keys = np.sort(rows.ids[rows.alive])
+        if (len(keys) and keys[0] < 0) or (keys[1:] <= keys[:-1]).any():
+            raise ValueError("the key of a row is negative, or there twice")
+        return rows
 
     def __len__(self) -> int:
         """Rows that are alive."""

@@ -16,14 +16,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import new_folder
+from reperio.artifacts import loading, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, Sparse, take
-from reperio.errors import ConfigurationError, CorruptArtifact
+from reperio.errors import ConfigurationError
 from reperio.extras import load
 from reperio.indexes.inverted import InvertedIndex, TermScore
 from reperio.indexes.postings import Precision
 from reperio.indexes.quiet import quiet
 from reperio.indexes.rows import check_removed, check_search, merge, pad
+from reperio.indexes.stored import arguments, ascends, once_each, read_array, whole
 from reperio.indexes.verified import read_verified
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -307,14 +308,14 @@ class SeismicIndex:
         NotFound, NewerFormat, CorruptArtifact
         """
         meta = read_verified(path, _KIND, verify=verify, once=True)
-        try:
-            arguments: dict[str, Any] = dict(meta["spec"])
-            del arguments["type"]
-            index = cls(**arguments)
+        with loading(path, cls.__name__):
+            index = cls(**arguments(meta))
             index.exact = InvertedIndex.open(path / "exact", verify=verify)
-            index._sealed = tuple(_open(path, number) for number in range(meta["segments"]))
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no SeismicIndex: {error}.", "Rebuild it.") from error
+            index._sealed = tuple(_open(path, number) for number in range(whole(meta, "segments")))
+            living = [sealed.keys[sealed.alive] for sealed in index._sealed]
+            once_each(living)
+            if not all(np.isin(keys, index.exact.ids).all() for keys in living):
+                raise ValueError("Seismic holds a row that the exact index does not")
         return index
 
 
@@ -337,7 +338,9 @@ def _engine(path: Path, number: int, columns: int) -> Any:
 
 
 def _open(path: Path, number: int) -> _Sealed:
-    keys, alive, columns = (
-        np.load(path / f"{number}-{name}.npy", allow_pickle=False) for name in ("keys", "alive", "columns")
-    )
+    keys = read_array(path / f"{number}-keys.npy", np.int64, (None,))
+    alive = read_array(path / f"{number}-alive.npy", np.bool_, (len(keys),))
+    columns = read_array(path / f"{number}-columns.npy", np.int64, (None,))
+    if not len(columns) or not ascends(keys) or not ascends(columns):
+        raise ValueError(f"the keys or columns of segment {number} do not ascend")
     return _Sealed(keys, alive, columns, _engine(path, number, len(columns)))

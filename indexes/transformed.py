@@ -11,11 +11,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
+from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
 from reperio.indexes.flat import FlatIndex, Metric, check_metric
 from reperio.indexes.rows import check_ids, check_pairs, check_search, merge
+from reperio.indexes.stored import finite, read_array, whole
 from reperio.indexes.transforms import Transform
 from reperio.protocols import Index, Mappable, Spec, Trainable
 from reperio.registry import build, resolve
@@ -314,18 +315,34 @@ class TransformedIndex:
         NotFound, NewerFormat, CorruptArtifact
         """
         meta = read_folder(path, _KIND)
-        try:
+        with loading(path, cls.__name__):
             index: Self = build(meta["spec"])
-            behind = resolve(meta["spec"]["index"]["type"])
-            index._dim = meta["dim"]
-            index.transforms = [
-                transform.restored(np.load(file, allow_pickle=False)) if file.exists() else transform
-                for transform, file in (
-                    (transform, path / f"learned-{number}.npy") for number, transform in enumerate(index.transforms)
-                )
-            ]
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no TransformedIndex: {error}.", "Rebuild it.") from error
-        index.index = behind.open(path / "index", **options)
-        index._waiting = FlatIndex.open(path / "waiting")
+            dim = index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
+            index.transforms = _read_lessons(path, index.transforms, dim)
+            behind: Index[Dense] = resolve(meta["spec"]["index"]["type"]).open(path / "index", **options)
+            metric = getattr(behind, "metric", None)
+            if metric != getattr(index.index, "metric", None):
+                raise ValueError(f"the index behind measures {metric}")
+            index.index = behind
+            index._waiting = FlatIndex.open_waiting(path / "waiting", metric=index.metric, dim=dim)
+            if len(np.intersect1d(index._waiting.ids, behind.ids, assume_unique=True)):
+                raise ValueError("a row that waits is held as well")
         return index
+
+
+def _read_lessons(folder: Path, transforms: Sequence[Transform], dim: int | None) -> list[Transform]:
+    """The transforms with what they have learnt; raises ValueError if that is of other dimensions."""
+    out = list[Transform]()
+    probe = np.zeros((1, dim or 1), dtype=np.float32)
+    for number, transform in enumerate(transforms):
+        file = folder / f"learned-{number}.npy"
+        if file.exists():
+            learned = read_array(file, np.float64)
+            if dim is None or not finite(learned) or not transform.takes(learned, probe.shape[1]):
+                raise ValueError(f"{file.name} is nothing that {type(transform).__name__} learns of {dim} dimensions")
+            out.append(transform.restored(learned))
+        else:
+            out.append(transform)
+        if dim is not None and out[-1].ready:
+            probe = out[-1].rows(probe)
+    return out

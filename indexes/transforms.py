@@ -75,6 +75,10 @@ class Transform(ABC):
         """What is to be kept of a sample."""
         raise NotImplementedError(f"{type(self).__name__} learns, but does not say what.")
 
+    def takes(self, learned: NDArray[np.float64], dim: int) -> bool:
+        """Whether this is what a sample of d dimensions can have taught."""
+        return True
+
     def restored(self, learned: NDArray[np.float64] | None) -> Self:
         """A copy that has learnt this."""
         out = copy.copy(self)
@@ -131,6 +135,10 @@ class Centre(Transform):
         mean: NDArray[np.float64] = sample.mean(axis=0, dtype=np.float64).astype(np.float32).astype(np.float64)
         return mean
 
+    def takes(self, learned: NDArray[np.float64], dim: int) -> bool:
+        """Whether it is a mean of d dimensions."""
+        return learned.shape == (dim,)
+
     def rows(self, vectors: Dense) -> Dense:
         """Less the mean."""
         return vectors - self._learned().astype(np.float32)
@@ -177,6 +185,10 @@ class NormCoordinate(Transform):
         """M, ``(1,)``."""
         longest = float(_lengths(sample).max())
         return np.array([longest * _ABOVE if longest else 1.0])
+
+    def takes(self, learned: NDArray[np.float64], dim: int) -> bool:
+        """Whether it is one length."""
+        return learned.shape == (1,) and bool(learned[0] > 0)
 
     def fits(self, vectors: Dense) -> NDArray[np.bool_]:
         """Which are not longer than M."""

@@ -121,7 +121,11 @@ class UsearchIndex(LabelledIndex):
 
     def _read(self, folder: Path, dim: int) -> _Graph:
         made = self._made(dim)
+        wanted = (len(self._rows.ids), made.graph.ndim, made.graph.dtype)
         made.graph.load(str(folder / _FILE))
+        found = (len(made.graph), made.graph.ndim, made.graph.dtype)
+        if found != wanted:
+            raise ValueError(f"{_FILE} holds rows, dimensions and precision {found}, not {wanted}")
         return made
 
 

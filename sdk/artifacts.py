@@ -228,6 +228,17 @@ def read_folder(path: Path, kind: str, *, checksums: bool = True) -> dict[str, A
     return dict(manifest["meta"])
 
 
+@contextmanager
+def loading(path: Path, kind: str) -> Generator[None]:
+    """Say of whatever a damaged folder leads to that it is damaged."""
+    try:
+        yield
+    except (StorageError, NotFound):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CorruptArtifact(f"{path} is no {kind}: {error!s:.300}", "Rebuild it.") from error
+
+
 def _manifest(path: Path) -> dict[str, Any]:
     """What a folder's manifest says, once it is known to be whole."""
     fix = "Rebuild or restore it."

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
+from reperio.artifacts import loading
 from reperio.embeddings import Ids, IdSet
 from reperio.errors import CorruptArtifact, NotFound, ServerUnavailable, StorageError
 from reperio.generations import Current, Generations, Stamp
@@ -257,17 +258,18 @@ class DerivedIndex:
     def _open(self, name: str, spec: Spec) -> Beside:
         meta = self._generations.meta(name, checksums=True)
         where = self.folder / name
-        if meta["store"] != self._log.uuid or meta["fingerprint"] != self._fingerprint:
-            raise CorruptArtifact(f"{where} was made for another collection.", "Rebuild it.")
-        if meta["seq"] > self._log.seq and self._ahead_of_all != self._stamp:
-            raise SnapshotTooOld(self, meta["seq"])
-        if not self._log.floor <= meta["seq"] <= self._log.seq:
-            raise CorruptArtifact(f"{where} cannot be replayed from {meta['seq']}.", "Rebuild it.")
-        if meta["spec"] != dict(spec):
-            raise CorruptArtifact(f"{where} is another kind of index.", "Rebuild it.")
-        seq, born, dead = int(meta["seq"]), meta["born"], int(meta.get("dead", 0))
-        index = self._generations.load(name)
-        return Beside(index, spec, keeps=True, seq=seq, name=name, born=born, saved=seq, dead=dead)
+        with loading(where, "generation"):
+            if meta["store"] != self._log.uuid or meta["fingerprint"] != self._fingerprint:
+                raise CorruptArtifact(f"{where} was made for another collection.", "Rebuild it.")
+            if meta["seq"] > self._log.seq and self._ahead_of_all != self._stamp:
+                raise SnapshotTooOld(self, meta["seq"])
+            if not self._log.floor <= meta["seq"] <= self._log.seq:
+                raise CorruptArtifact(f"{where} cannot be replayed from {meta['seq']}.", "Rebuild it.")
+            if meta["spec"] != dict(spec):
+                raise CorruptArtifact(f"{where} is another kind of index.", "Rebuild it.")
+            seq, born, dead = int(meta["seq"]), meta["born"], int(meta.get("dead", 0))
+            index = self._generations.load(name)
+            return Beside(index, spec, keeps=True, seq=seq, name=name, born=born, saved=seq, dead=dead)
 
     def distrust(self) -> None:
         """What ``CURRENT`` names is ahead of all that the store has: the store was restored from a backup."""
