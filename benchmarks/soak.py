@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,4 +22,5 @@ def run() -> dict[str, Any]:
         report = Soak(Path(folder), SEED).run(SECONDS)
     print(f"{report.steps} steps, {report.checks} checks, no difference; resident bytes {report.memory}")
     print(f"{dict(report.operations)}\n{dict(report.kinds)}\n{report.recall}")
-    return asdict(report)
+    told = {f.name: getattr(report, f.name) for f in fields(report)}
+    return {**told, "operations": dict(report.operations), "kinds": dict(report.kinds)}
