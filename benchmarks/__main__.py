@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 NAMES = [
     *("imports", "encode", "bm25", "lexical", "learned_sparse", "faiss_overhead", "autotune", "filtered", "opening"),
     *("engines", "growth", "multivector", "out_of_distribution", "served", "search_overhead", "ingest", "quality"),
-    *("migrate", "kill", "faults"),
+    *("migrate", "kill", "faults", "distributed"),
 ]
 
 
