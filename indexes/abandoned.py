@@ -51,7 +51,7 @@ def _run(queue: SimpleQueue[Callable[[], None]]) -> None:
             queue.get()()
 
 
-def drop_when_gone(owner: object, drop: Callable[[], None], *, at_exit: bool) -> weakref.finalize[[], Any]:
+def drop_when_gone(owner: object, drop: Callable[[], None], *, at_exit: bool) -> weakref.finalize[..., Any]:
     """Have ``drop`` called, by another thread, once ``owner`` is garbage; ``detach`` the result to have it kept.
 
     Parameters

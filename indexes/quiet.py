@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 __all__ = ["quiet"]
@@ -17,7 +17,7 @@ _ONE = threading.Lock()
 
 
 @contextmanager
-def quiet(told: re.Pattern[bytes]) -> Iterator[None]:
+def quiet(told: re.Pattern[bytes]) -> Generator[None]:
     """Take lines that ``told`` matches as a whole out of what compiled code writes to standard output.
 
     The rest, such as what other threads print meanwhile, is passed on in the end; everything is, if an error is

@@ -110,9 +110,10 @@ class Sample:
     def _exact(self, rows: Ids, values: Sequence[bytes]) -> Index[Any]:
         metric: Any = self._metric
         multiple = self.signal.kind == "multi-vector"
-        index: Index[Any] = MultiVectorIndex(metric=metric) if multiple else FlatIndex(metric)
+        index: Any = MultiVectorIndex(metric=metric) if multiple else FlatIndex(metric)
         index.add(rows, from_bytes(values, self.signal.kind, dim=self.signal.fingerprint.dim))
-        return index
+        made: Index[Any] = index
+        return made
 
     def judge(self, store: Store, found: Names, scores: Dense, index: Index[Any], *, least: float) -> Agreement:
         """Compare what the target found with what is best.

@@ -386,7 +386,7 @@ class DerivedIndex:
 
     def discard(self, beside: Beside) -> None:
         """It will not be used."""
-        if beside.born is not None and beside.born == beside.name:
+        if beside.name is not None and beside.born == beside.name:
             current = self._generations.current()
             if beside.name not in (current.generation, current.previous):
                 self._generations.abandon(beside.name)

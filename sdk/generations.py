@@ -102,9 +102,8 @@ class Generations:
         """
         spec = self.meta(name)["spec"]
         kind: Any = resolve(spec["type"])
-        how = {"mmap": True} if mapped and isinstance(kind, Mappable) and kind.maps(spec) else {}
-        opened: Index[Any] = kind.open(self.folder / name / "index", **how)
-        return opened
+        stays = mapped and isinstance(kind, Mappable) and kind.maps(spec)
+        return _open(kind, self.folder / name / "index", {"mmap": True} if stays else {})
 
     def prune(self, *kept: str | None) -> None:
         """Remove all but these, and what a killed writer left."""
@@ -174,3 +173,8 @@ class Generations:
                 with suppress(FileNotFoundError):
                     total += Path(folder, file).stat().st_size
         return total
+
+
+def _open(kind: Any, path: Path, how: dict[str, bool]) -> Index[Any]:
+    opened: Index[Any] = kind.open(path, **how)
+    return opened

@@ -371,7 +371,7 @@ class _Move:
             digests=(self._digests[0], self._digests[1]),
             signals={
                 name: MovedSignal(
-                    source=dict(origin.run(lambda s: s.derived.spec, origin.signals[name])),
+                    source=dict(origin.run(_spec_of, origin.signals[name])),
                     target=dict(signal.derived.spec),
                     embeddings=count if signal.stored else 0,
                     truncated=store.truncated(signal.number) if signal.stored else 0,
@@ -382,3 +382,7 @@ class _Move:
             problems=tuple(problems),
             unfinished=store.location if problems and copied else None,
         )
+
+
+def _spec_of(signal: LiveSignal) -> Spec:
+    return signal.derived.spec

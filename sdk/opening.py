@@ -124,10 +124,13 @@ def _on_server(url: str, *, mode: Mode, collection: str | None, cache: Path | st
 def _writer(folder: Path) -> int | None:
     try:
         pid = int((folder / "writer.pid").read_text())
+    except (OSError, ValueError):  # none
+        return None
+    try:
         os.kill(pid, 0)
     except PermissionError:  # another user's
         return pid
-    except (OSError, ValueError):  # none, or it was killed
+    except OSError:  # it was killed
         return None
     return pid
 

@@ -184,7 +184,7 @@ class Pipeline(Step[A, B]):
         """Write the pipeline as JSON, or YAML where ``path`` ends in .yaml or .yml: names and numbers, no code."""
         target = Path(path)
         data = {"format": FORMAT, **self.spec}
-        text = yaml.safe_dump(data, sort_keys=False) if _is_yaml(target) else json.dumps(data, indent=1)
+        text: str = yaml.safe_dump(data, sort_keys=False) if _is_yaml(target) else json.dumps(data, indent=1)
         replace_text(target, text)
 
     @staticmethod

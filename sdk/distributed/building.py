@@ -248,7 +248,7 @@ class _Building:
 
     def __call__(self, table: Any) -> Any:
         number = table.column("number")[0].as_py()
-        path = self._job.folder / self._job.names[number]
+        path: Path = self._job.folder / self._job.names[number]
         if not path.exists():  # an attempt whose answer was lost may have left it
             try:
                 self._write(path, number)

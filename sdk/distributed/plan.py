@@ -106,7 +106,8 @@ class Plan:
             fields = tuple((str(name), str(value)) for name, value in kept["fields"])
             fingerprint = Fingerprint(kept["kind"], kept["model"], kept["dim"], fields)
             pieces = tuple(Piece(**piece) for piece in saved["pieces"])
-            return cls(**{**saved, "fingerprint": fingerprint, "pieces": pieces})
+            saved |= {"fingerprint": fingerprint, "pieces": pieces}
+            return cls(**saved)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptArtifact(f"{folder / PLAN} is no plan: {error}.", "Begin in a new folder.") from error
 

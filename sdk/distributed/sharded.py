@@ -60,8 +60,9 @@ class ShardedIndex:
         meta = read_folder(self.folder / PLAN, KIND)
         try:
             self.spec: Spec = meta["index"]
-            fields = tuple((str(name), str(value)) for name, value in meta["fingerprint"]["fields"])
-            self.fingerprint = Fingerprint(**{**meta["fingerprint"], "fields": fields})
+            kept = meta["fingerprint"]
+            fields = tuple((str(name), str(value)) for name, value in kept["fields"])
+            self.fingerprint = Fingerprint(kept["kind"], kept["model"], kept["dim"], fields)
             names: list[str] = list(meta["names"])
         except (KeyError, TypeError) as error:
             raise CorruptArtifact(f"{self.folder / PLAN} is no plan: {error}.", "Build into a new folder.") from error

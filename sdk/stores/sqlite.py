@@ -248,6 +248,7 @@ class SQLiteStore:
         """Number and configuration of each signal, by name, in the order in which they were declared."""
         out: dict[str, tuple[int, dict[str, Any]]] = {}
         for number, name, config in self._read("SELECT number, name, config FROM signals ORDER BY number"):
+            told: dict[str, Any] = {}
             try:
                 told = unsealed(config)
                 whole = (told["number"], told["name"]) == (number, name)

@@ -131,8 +131,8 @@ def _asked(folder: Path) -> Generator[Any]:
 
 
 def _same(ours: Any, sound: Any) -> bool:
-    if isinstance(sound, list):
+    if type(sound) is list:
         return len(ours) == len(sound) and all(map(_same, ours, sound))
-    if isinstance(sound, tuple):
+    if type(sound) is tuple:
         return bool(ours[0] == sound[0] and abs(ours[1] - sound[1]) < 1e-4)
     return bool(ours == sound)
