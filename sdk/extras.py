@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import os
 import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from reperio.errors import ConfigurationError, MissingDependency
@@ -103,4 +106,48 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     njit = load("numba", extra="fast").njit
     # Reordering a maximum is free of rounding; nothing here is NaN.
     decorator = njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
-    return cast("Callable[P, R]", decorator(function))
+    name = function.__qualname__
+    try:  # numba names the files of its cache by this, and looks for changes in the function's own file only
+        function.__qualname__ = f"{name}-{_state(function.__module__)}"
+        dispatcher = decorator(function)
+    finally:
+        function.__qualname__ = name
+    dispatcher.__qualname__ = name
+    return cast("Callable[P, R]", dispatcher)
+
+
+@cache
+def _state(name: str) -> str:
+    """A digest of a module's source and of all of the same package that it imports: what it may be compiled from."""
+    digest, waiting, seen = hashlib.sha256(), [name], {name}
+    while waiting:
+        source, imported = _source(waiting.pop())
+        digest.update(source)
+        waiting += [other for other in imported if other not in seen]
+        seen.update(imported)
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _source(name: str) -> tuple[bytes, list[str]]:
+    """A module's source, and which modules of the same package it imports first thing."""
+    package = name.partition(".")[0]
+    origin = _origin(name)
+    source = Path(origin).read_bytes() if origin and origin.endswith(".py") else b""
+    imported: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            imported.update(full if _origin(full) else node.module for full in inner.values())
+    return source, sorted(other for other in imported if other.partition(".")[0] == package)
+
+
+def _origin(name: str) -> str | None:
+    """File of a module, if there is such a module."""
+    parent = name.rpartition(".")[0]
+    if parent and not hasattr(sys.modules.get(parent), "__path__"):
+        return None
+    found = find_spec(name)
+    return found.origin if found else None
