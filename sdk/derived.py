@@ -58,6 +58,7 @@ class Log(Protocol):
     @property
     def writable(self) -> bool: ...
     def snapshot(self) -> AbstractContextManager[int]: ...
+    def count(self) -> int: ...
     def matching(self, condition: None, /) -> IdSet: ...
     def added_since(self, seq: int, /) -> Ids: ...
     def removed_since(self, seq: int, /) -> Ids: ...
@@ -81,6 +82,8 @@ class Beside:
         Where that generation is.
     dead
         Rows taken away since it was built.
+    documents
+        How many the store had when that generation was saved, where that is known.
     """
 
     index: Index[Any]
@@ -91,6 +94,7 @@ class Beside:
     born: str | None = None
     saved: int = -1
     dead: int = 0
+    documents: int | None = None
 
 
 def replay(log: Log, embed: Callable[[Ids], Any], index: Index[Any], since: int) -> tuple[int, int, int]:
@@ -228,8 +232,8 @@ class DerivedIndex:
                     if self._stamp != self._generations.stamp():
                         continue
                 else:
+                    self._evict(loaded)
                     self._use(loaded)
-                    self._evict(loaded.index)
                     return
             break
         current = self._generations.current()
@@ -247,13 +251,15 @@ class DerivedIndex:
         self._index, self.seq, self.saved = beside.index, beside.seq, beside.saved
         self._born, self._taken = beside.born, beside.dead
 
-    def _evict(self, index: Index[Any]) -> None:
+    def _evict(self, beside: Beside) -> None:
         """Take away rows that the store does not have: others wrote them, or the store was restored from a backup."""
-        if isinstance(index, Served) and self._log.writable:
+        index = beside.index
+        if self._log.writable if isinstance(index, Served) else beside.documents not in (None, len(index)):
             with self._log.snapshot():
                 strangers = np.setdiff1d(index.ids, self._log.matching(None), assume_unique=True)
             if len(strangers):
                 index.remove(strangers)
+                beside.saved = -1  # to be saved without them
 
     def _open(self, name: str, spec: Spec) -> Beside:
         meta = self._generations.meta(name, checksums=True)
@@ -268,8 +274,12 @@ class DerivedIndex:
             if meta["spec"] != dict(spec):
                 raise CorruptArtifact(f"{where} is another kind of index.", "Rebuild it.")
             seq, born, dead = int(meta["seq"]), meta["born"], int(meta.get("dead", 0))
-            index = self._generations.load(name)
-            return Beside(index, spec, keeps=True, seq=seq, name=name, born=born, saved=seq, dead=dead)
+            index, documents = self._generations.load(name), meta.get("documents")
+            if documents is not None and not isinstance(index, Served) and len(index) < documents:
+                raise CorruptArtifact(f"{where} holds {len(index)} of {documents} documents.", "Rebuild it.")
+            found = Beside(index, spec, keeps=True, seq=seq, name=name, born=born, saved=seq, dead=dead)
+            found.documents = documents
+            return found
 
     def distrust(self) -> None:
         """What ``CURRENT`` names is ahead of all that the store has: the store was restored from a backup."""
@@ -326,7 +336,10 @@ class DerivedIndex:
     def _save(self, index: Index[Any], seq: int, spec: Spec, history: Mapping[str, Any]) -> str:
         if isinstance(index, Served):
             index.settle()
+        with self._log.snapshot() as now:  # what a reader counts, to know an index that holds others
+            documents = self._log.count() if now == seq else None
         meta = {"store": self._log.uuid, "fingerprint": self._fingerprint, "spec": dict(spec)}
+        history = {"documents": documents, **history}
         known = {name: value for name, value in history.items() if value is not None}
         return self._generations.write(index, seq, {**meta, **known})
 
@@ -353,7 +366,7 @@ class DerivedIndex:
             raise
         except (OSError, NotFound):  # damaged, or from before a purge: built anew
             return Beside(build(spec), spec, keeps=True)
-        self._evict(found.index)
+        self._evict(found)
         return found
 
     def advance(self, beside: Beside, check: Callable[[], None] = lambda: None) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from reperio.artifacts import disk_errors
@@ -69,6 +70,12 @@ class TableIndex:
         if since < self._store.seq:
             seq, _, _ = replay(self._store, self._embed, self.index, since)
             self._host.reached(self._generation, seq)
+
+    def evict(self) -> None:
+        """Take away rows that the store does not have: someone wrote them by hand."""
+        with self._store.writing, self._store.transaction():
+            if len(self.index) > self._store.count():
+                self.index.remove(np.setdiff1d(self.index.ids, self._store.matching(None), assume_unique=True))
 
     def checkpoint(self) -> None:
         """Make what was added quick to search."""
@@ -323,7 +330,11 @@ class HostedIndex:
         return used
 
     def clean(self) -> None:
-        """Remove from the server what is neither in use nor to roll back to, such as a reindex cut short."""
+        """Remove from the server what is neither in use nor to roll back to, such as a reindex cut short, and rows
+        that the store does not have."""
+        used = self._used
+        if isinstance(used, TableIndex):
+            used.evict()
         for generation in self._host.unused(self._number):
             replica = self._replica(generation)
             with suppress(ServerUnavailable):  # someone reads it still: the next writer finds it

@@ -269,6 +269,10 @@ class Store(Protocol):
         """Documents by row key; raises `StaleResult` if one is gone."""
         ...
 
+    def held(self, rows: Ids, /) -> IdSet:
+        """Those of the rows that are here, live or not, sorted."""
+        ...
+
     def texts(self, rows: Ids, /) -> list[str]:
         """Texts by row key; raises `StaleResult` if one is gone."""
         ...

@@ -52,6 +52,8 @@ def plan(signals: Sequence[LiveSignal], allowed: IdSet | None) -> dict[str, str]
     for signal in signals:
         if allowed is None:
             out[signal.name] = f"{signal.index.spec['type']} over all {len(signal.index)} rows"
+            if signal.strangers.met:
+                out[signal.name] += f", without the {signal.strangers.met} of its finds that the store does not have"
         elif signal.scans_exactly and len(allowed) <= EXACT_SCAN:
             out[signal.name] = f"exact scan of the {len(allowed)} rows that pass the filter"
         else:
@@ -70,9 +72,14 @@ def candidates(
     """One signal's k best rows for each query, with exact scores."""
     if allowed is not None and signal.scans_exactly and len(allowed) <= EXACT_SCAN:
         return signal.exact(allowed).search(queries, k)
-    if signal.index.lossless:
-        return signal.index.search(queries, k, allowed=allowed, options=options)
-    proposed = signal.index.search(queries, max(MIN_DEPTH, OVERFETCH * k), allowed=allowed, options=options)
+    lossless = signal.index.lossless
+    depth = k if lossless else max(MIN_DEPTH, OVERFETCH * k)
+    if allowed is None:
+        proposed = signal.nearest(queries, depth, options=options)
+    else:
+        proposed = signal.index.search(queries, depth, allowed=allowed, options=options)
+    if lossless:
+        return proposed
     best = signal.rescore(queries, proposed)
     return Neighbors(best.ids[:, :k], best.scores[:, :k])
 

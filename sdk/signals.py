@@ -18,7 +18,8 @@ from reperio.indexes.flat import FlatIndex
 from reperio.indexes.multivector import MultiVectorIndex
 from reperio.protocols import Encoder, Index, Served, Store
 from reperio.registry import build
-from reperio.stores.rows import Vector, present
+from reperio.stores.rows import Vector, check_floor, present
+from reperio.strangers import Strangers
 from reperio.types import Fingerprint, Neighbors
 
 E = TypeVar("E")
@@ -97,6 +98,14 @@ def replayed(signals: Sequence[LiveSignal]) -> int | None:
     return min((signal.derived.seq for signal in signals if signal.derived.follows), default=None)
 
 
+def without(found: Neighbors, rows: IdSet) -> Neighbors:
+    """The others, in their order; what is lacking then is at the end."""
+    out = np.isin(found.ids, rows)
+    order = np.argsort(out, axis=1, kind="stable")
+    ids, scores = np.where(out, -1, found.ids), np.where(out, np.float32("-inf"), found.scores)
+    return Neighbors(np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
+
 class LiveSignal:
     """A signal of an open collection.
 
@@ -134,6 +143,7 @@ class LiveSignal:
         self._config = config
         self._store = store
         self._lock = threading.Lock()
+        self.strangers = Strangers(store)
         self._encoder: Encoder[Any] | None = None
         self._given = given
         if given is not None:
@@ -148,6 +158,7 @@ class LiveSignal:
     def after_fork(self, *, changing: bool) -> None:
         """Begin anew in a child; an index that was being changed or searched at the fork is read again."""
         self._lock = threading.Lock()
+        self.strangers.renew()
         if changing:
             self.derived.forget()
 
@@ -225,6 +236,26 @@ class LiveSignal:
         found = self._store.vectors(self.number, rows)
         blobs = [found[row].value for row in present(rows, found)]
         return from_bytes(blobs, self.kind, dim=self.fingerprint.dim)
+
+    def nearest(self, queries: Any, k: int, *, options: Mapping[str, int] | None = None) -> Neighbors:
+        """The k rows that the index finds best, of those that the store has.
+
+        Where the index gives others, it is asked for more, so that they take no document's place.
+        """
+        asked = k
+        while True:
+            found = self.index.search(queries, asked, options=options)
+            strange = self.strangers.among(found.ids)
+            if not len(strange):
+                return found if asked == k else Neighbors(found.ids[:, :k], found.scores[:, :k])
+            if self.derived.follows:  # not those that another process has compacted away a moment ago
+                self._store.refresh()
+                check_floor(self.derived.seq, self._store.floor)
+            known = without(found, strange)
+            short = (known.ids[:, :k] < 0).any(axis=1) & (found.ids[:, -1] >= 0)
+            if not short.any() or asked >= len(self.index):
+                return Neighbors(known.ids[:, :k], known.scores[:, :k])
+            asked = min(len(self.index), 2 * asked + len(strange))
 
     def exact(self, rows: Ids) -> Index[Any]:
         """An exact index over just these rows, from the store."""

@@ -74,6 +74,10 @@ def test_a_row_that_the_store_does_not_have_is_told_and_taken_away(served: Any, 
         collection.upsert(DOCUMENTS)
         stranger = HashEncoder(32).encode_query(["walrus number 3"]).embeddings
         collection._signals["dense"].index.add(np.array([10**6]), stranger)
+        for k in (1, 5, 50):
+            found = collection.search("walrus number 3", k)
+            assert len(found) == min(k, len(DOCUMENTS))
+            assert found[0].document.id == "d3"
         assert "still holds 1 documents, row 1000000" in "\n".join(collection.verify().problems)
         collection.checkpoint()
     with Collection.open(tmp_path / "c") as collection:

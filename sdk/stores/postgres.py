@@ -241,6 +241,10 @@ class PostgresStore:
         found = {row[0]: row[1:] for row in self.read(sql, (rows,))}
         return [unpack(found[row]) for row in present(rows, found)]
 
+    def held(self, rows: Ids, /) -> IdSet:
+        """Those of the rows that are here, live or not, sorted."""
+        return self._column("SELECT row FROM {}.documents WHERE row = ANY(%s)", (rows,))
+
     def texts(self, rows: Ids, /) -> list[str]:
         """Texts by row key, in this order."""
         found = dict(self.read("SELECT row, text FROM {}.documents WHERE row = ANY(%s)", (rows,)))

@@ -297,6 +297,10 @@ class SQLiteStore:
         if problem is not None:
             raise CorruptArtifact(f"{self.path}: {problem}.", "Restore it from a backup; `reperio verify` lists all.")
 
+    def held(self, rows: Ids, /) -> IdSet:
+        """Those of the rows that are here, live or not, sorted."""
+        return self._column(f"SELECT row FROM documents WHERE {_IN_ROWS} ORDER BY row", (_array(rows),))
+
     def texts(self, rows: Ids, /) -> list[str]:
         """Texts by row key, in this order."""
         found = dict(self._texts(rows))

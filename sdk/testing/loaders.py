@@ -209,6 +209,9 @@ class _Log:
     def snapshot(self) -> AbstractContextManager[int]:
         return nullcontext(self.seq)
 
+    def count(self) -> int:
+        return len(self.matching(None))
+
     def matching(self, condition: None, /) -> Ids:
         return np.setdiff1d(np.arange(self.seq), [3] if self.seq >= 10 else [])
 

@@ -207,6 +207,18 @@ class StoreContract:
                 client.texts(old)
         assert store.purge() == 0
 
+    def test_it_says_which_rows_it_has(self, store: Store, reader: Store) -> None:
+        """Dead ones too, until a purge."""
+        commit(store, some(4))
+        commit(store, some(1), removed=["d3"])
+        asked = np.array([10**6, 2, 4, 1, 2**62], dtype=np.int64)
+        for client in (store, reader):
+            assert client.held(asked).tolist() == [1, 2, 4]
+            assert client.held(asked[:0]).tolist() == []
+        store.purge()
+        for client in (store, reader):
+            assert client.held(asked).tolist() == [2]
+
     def test_a_purge_until_a_commit_keeps_what_was_replaced_later(self, store: Store, reader: Store) -> None:
         """An index that is at that commit can still be replayed."""
         commit(store, some(6))
