@@ -409,8 +409,8 @@ class BinaryIndex:
             if dim is not None and dim % 8 and index._size and (index._codes[:, -1] & (0xFF >> dim % 8)).any():
                 raise ValueError("a code has bits beyond its dimensions")
             if (path / "cuts.npy").exists():
-                index._cuts = read_array(path / "cuts.npy", np.float32, (dim,))
-                if not finite(index._cuts):
+                cuts = index._cuts = read_array(path / "cuts.npy", np.float32, (dim,))
+                if not finite(cuts):
                     raise ValueError("a cut is not finite")
             index._waiting = FlatIndex.open_waiting(path / "waiting", metric="ip", dim=dim, held=index._rows)
             if meta["learnt"]:

@@ -408,7 +408,10 @@ class FaissIndex:
         """
         meta = read_verified(path, KIND, verify=verify, once=mmap or lists_on_disk(path))
         with loading(path, cls.__name__):
-            index = cls(**{**arguments(meta), **({} if device is None else {"device": device})})
+            told = arguments(meta)
+            if device is not None:
+                told["device"] = device
+            index = cls(**told)
             dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
             index._held.read(path, dim=dim, factory=meta.get("factory", index.factory), mapped=mmap)
             if meta.get("tuning") is not None:

@@ -228,7 +228,7 @@ class BinaryCodec(Codec):
     def takes(self, codes: Codes) -> bool:
         """Whether the bits that fill up the last word are zeros."""
         rest = np.ascontiguousarray(codes).view(np.uint8)[:, self.dim // 8 :]
-        unused = np.packbits(np.arange(8 * rest.shape[1]) >= self.dim % 8)
+        unused = np.packbits(np.arange(8 * int(rest.shape[1])) >= self.dim % 8)
         return not (rest & unused).any()
 
     def encode(self, vectors: Dense) -> Codes:

@@ -393,8 +393,8 @@ class QueryAwareIndex:
             index._tail = read_array(path / "waiting.npy", np.float32, (None, wide))
             sound = finite(index._tail)
             if (path / "given.npy").exists():
-                index._given = read_array(path / "given.npy", np.float32, (None, dim), mapped="r" if mmap else None)
-                sound = sound and (mmap or finite(index._given))
+                given = read_array(path / "given.npy", np.float32, (None, dim), mapped="r" if mmap else None)
+                index._given, sound = given, sound and (mmap or finite(given))
             if (path / "links.npy").exists():
                 by_distance = index.metric == "l2"
                 index._linked = KeyGraph.read(path, dim=whole(meta, "dim"), by_distance=by_distance, mapped=mmap)

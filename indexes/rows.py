@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,11 +89,9 @@ def check_search(k: object, allowed: object = None, options: object = None) -> I
         raise InvalidInput(f"k is {k!r}.", "Ask for a whole number of 1 or more.")
     if k >= 1 << 31:
         raise InvalidInput(f"k is {k}: so many slots for each query fit no memory.", "Ask for len(index) at most.")
-    given: Any = {} if options is None else options
-    if not isinstance(given, Mapping):
+    if options is not None and not isinstance(options, Mapping):
         raise ConfigurationError(f"options is a {type(options).__name__}.", "Give a mapping: {name: whole number}.")
-    settings: Mapping[Any, Any] = given
-    for name, value in settings.items():
+    for name, value in cast("Mapping[object, object]", options or {}).items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise ConfigurationError(f"The search option {name} is {value!r}.", "Give a whole number.")
     return None if allowed is None else _check_allowed(allowed)
