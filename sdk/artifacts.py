@@ -17,7 +17,7 @@ import sqlite3
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -263,5 +263,5 @@ def _names_a_file(name: str, told: object) -> bool:
     parts = name.split("/")
     inside = len(parts) == 1 or (len(parts) == 2 and parts[1] == MANIFEST)
     plain = all(part not in ("", ".", "..") and "\0" not in part and len(os.fsencode(part)) < 256 for part in parts)
-    kept = isinstance(told, dict) and isinstance(told.get("bytes"), int) and isinstance(told.get("sha256"), str)
-    return inside and plain and kept
+    kept = cast("dict[str, object]", told) if isinstance(told, dict) else {}
+    return inside and plain and isinstance(kept.get("bytes"), int) and isinstance(kept.get("sha256"), str)

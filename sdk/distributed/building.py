@@ -137,7 +137,7 @@ def build(
 
 def _tried(index: Spec | Index[Any], texts: EncodedTexts, shards: int, budget: int | None) -> tuple[Index[Any], int]:
     """The index with one row such as will come, and how many it wants to learn from."""
-    empty: Any = made(index) if isinstance(index, Mapping) else made(index.spec)
+    empty: Index[Any] = made(index) if isinstance(index, Mapping) else made(index.spec)
     kind = type(empty).__name__
     if hasattr(empty, "address"):
         raise ConfigurationError(f"{kind} is on a server.", "Use reperio.distributed.load_into.")
@@ -247,8 +247,8 @@ class _Building:
         self._job = job
 
     def __call__(self, table: Any) -> Any:
-        number = table.column("number")[0].as_py()
-        path: Path = self._job.folder / self._job.names[number]
+        number: int = table.column("number")[0].as_py()
+        path = self._job.folder / self._job.names[number]
         if not path.exists():  # an attempt whose answer was lost may have left it
             try:
                 self._write(path, number)
@@ -273,7 +273,7 @@ class _Building:
         index: Index[Any] = made(self._job.spec)
         learnt = self._sample(texts)
         if learnt is not None and isinstance(index, Trainable):
-            index.train(learnt)
+            cast("Trainable[Any]", index).train(learnt)
         for keys, embeddings in self._rows(folder, texts, number):
             index.add(keys, embeddings)
         index.save(folder / "index")

@@ -125,8 +125,9 @@ class EncodedTexts:
             For a key that is not there.
         """
         firsts = np.array([piece.first for piece in self.plan.pieces])
+        asked: list[int] = np.asarray(keys, dtype=np.int64).tolist()
         out = list[str]()
-        for key in np.asarray(keys, dtype=np.int64).tolist():
+        for key in asked:
             if not 0 <= key < len(self):
                 raise NotFound(f"There is no key {key}.", f"Keys go from 0 to {len(self) - 1}.")
             number = int(np.searchsorted(firsts, key, side="right")) - 1

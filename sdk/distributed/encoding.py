@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -146,7 +146,7 @@ def _spec_of(encoder: Spec | Encoder[Any]) -> Spec:
     spec: Any = encoder if isinstance(encoder, Mapping) else getattr(encoder, "spec", None)
     if not isinstance(spec, Mapping):
         raise ConfigurationError(f"encoder is a {type(encoder).__name__}.", "Give an encoder, or its specification.")
-    return dict(spec)
+    return dict(cast("Spec", spec))
 
 
 def _fingerprint(ray: Any, spec: Spec, crew: Workers) -> Fingerprint:
@@ -158,7 +158,7 @@ def _fingerprint(ray: Any, spec: Spec, crew: Workers) -> Fingerprint:
 
 
 def _encoder(spec: Spec) -> Encoder[Any]:
-    encoder = made(spec)
+    encoder: Encoder[Any] = made(spec)
     if not isinstance(encoder, Encoder):
         raise ConfigurationError(f"{spec.get('type')} is no encoder.", "Name one, as DenseEncoder.")
     return encoder
@@ -234,7 +234,7 @@ class _Reading:
 
     def __call__(self, table: Any) -> Any:
         arrow = load("pyarrow", extra="ray")
-        number = table.column("number")[0].as_py()
+        number: int = table.column("number")[0].as_py()
         piece = self._job.plan.pieces[number]
         documents, _ = taken(self._job.source, piece.part)
         if digest(documents) != piece.digest:

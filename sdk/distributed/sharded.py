@@ -137,8 +137,9 @@ class ShardedIndex:
             For a key that is not there, such as the -1 of an empty slot.
         """
         firsts = np.array([shard.first for shard in self._shards])
+        asked: list[int] = np.asarray(keys, dtype=np.int64).tolist()
         out = list[str]()
-        for key in np.asarray(keys, dtype=np.int64).tolist():
+        for key in asked:
             shard = self._shards[max(0, int(np.searchsorted(firsts, key, side="right")) - 1)]
             if not shard.first <= key < shard.first + len(shard.names):
                 raise NotFound(f"There is no key {key}.", f"Keys go from 0 to {len(self) - 1}; -1 is an empty slot.")
