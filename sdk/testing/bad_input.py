@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pytest
@@ -173,7 +173,7 @@ def _bad_rows(two: Any) -> list[Any]:
     """What no index takes for two rows like these, though it may be empty."""
     flat = np.ones(2, dtype=np.float32)
     another: Any = np.ones((2, 3), dtype=np.float32)
-    if isinstance(two, np.ndarray) and str(two.dtype).startswith("float"):
+    if isinstance(two, np.ndarray) and cast("Dense", two).dtype.kind == "f":
         another = Sparse(np.array([0, 1, 2]), np.array([0, 1]), flat, 3)
     return [poisoned(two), poisoned(two, np.inf), another, flat, flat[0], None, "bare", object(), [["a"], ["b"]]]
 

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -180,7 +180,8 @@ def _edit(out: Files, name: str, rng: random.Random, *, within: str | None = Non
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
     """Every place in a tree of JSON: what holds it, and its key or number there."""
-    steps = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree)) if isinstance(tree, list) else []
+    kind = type(cast("object", tree))
+    steps: Iterable[tuple[Any, Any]] = tree.items() if kind is dict else enumerate[Any](tree) if kind is list else ()
     return [place for key, value in steps for place in ((tree, key), *_places(value))]
 
 
@@ -188,8 +189,8 @@ def _change(holder: Any, key: Any, rng: random.Random) -> None:
     value, kind = holder[key], rng.randrange(6)
     if kind == 0:
         del holder[key]
-    elif kind == 1 and isinstance(holder, dict):
-        holder[rng.choice((str(key) + "x", "dim", "spec", "type"))] = cast("Any", holder.pop(key))
+    elif kind == 1 and isinstance(cast("object", holder), dict):
+        holder[rng.choice((str(key) + "x", "dim", "spec", "type"))] = holder.pop(key)
     elif kind == 2 and isinstance(value, (int, float)):
         holder[key] = rng.choice((value + 1, value - 1, -value, value * 2, str(value), float(value)))
     elif kind == 3 and isinstance(value, str) and value:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -131,8 +131,8 @@ def _asked(folder: Path) -> Generator[Any]:
 
 
 def _same(ours: Any, sound: Any) -> bool:
-    if type(sound) is list:
+    if isinstance(cast("object", sound), list):
         return len(ours) == len(sound) and all(map(_same, ours, sound))
-    if type(sound) is tuple:
+    if isinstance(cast("object", sound), tuple):
         return bool(ours[0] == sound[0] and abs(ours[1] - sound[1]) < 1e-4)
     return bool(ours == sound)

@@ -84,8 +84,8 @@ class Tally:
     refused: int = 0
     same: int = 0
     other: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    examples: list[Failure] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter[str])
+    examples: list[Failure] = field(default_factory=list[Failure])
 
     def add(self, outcomes: Counter[str], failures: Iterable[Failure]) -> None:
         """Count some more."""
@@ -265,7 +265,7 @@ def work() -> None:
                 failures.append(Failure(job.loader, job.attack, job.seed, number, what))
             if (number - job.start) % _REPORTED == _REPORTED - 1:
                 reports.write(json.dumps([number + 1, outcomes, failures, False]) + "\n")
-                outcomes, failures = Counter(), []
+                outcomes, failures = Counter[str](), list[Failure]()
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         shutil.rmtree(place)
         case.truncate(0)

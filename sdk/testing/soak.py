@@ -59,9 +59,9 @@ class SoakReport:
     seed: int
     steps: int = 0
     checks: int = 0
-    operations: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    recall: dict[str, float] = field(default_factory=dict)
+    operations: Counter[str] = field(default_factory=Counter[str])
+    kinds: Counter[str] = field(default_factory=Counter[str])
+    recall: dict[str, float] = field(default_factory=dict[str, float])
     memory: tuple[int, int] = (0, 0)
 
 
