@@ -198,7 +198,11 @@ def test_the_first_record_settles_the_key_of_its_file(write: Write) -> None:
         ("a.jsonl", b'{"text": ["x"]}\n', r"a\.jsonl:1\[1\]: Field 'text' is a list"),
         ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl:1\[1\]: There is no field 'text'"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1 is not JSON"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999, mtime=0)[:-20], r"a\.jsonl\.gz cannot be read after line"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}\n' * 999, mtime=0)[:-20],
+            r"a\.jsonl\.gz cannot be read after line",
+        ),
         ("a.jsonl.gz", b"plain", r"a\.jsonl\.gz cannot be read after line 0"),
         ("a.csv", b"", "has no header"),
         ("a.csv", b"text,text\nx,y\n", r"a\.csv:1 has a header with an empty or repeated name"),
