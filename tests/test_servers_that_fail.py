@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,11 +22,14 @@ import pytest
 from reperio import Collection, Document, Signal
 from reperio.encoders.hashing import HashEncoder
 from reperio.errors import ConfigurationError, CorruptArtifact, ReperioError, ServerUnavailable
-from reperio.indexes import MilvusIndex, PgvectorIndex, QdrantIndex
+from reperio.indexes import MilvusIndex, PgvectorIndex, QdrantIndex, milvus_table, qdrant_table
 from reperio.postgres import Database
 
 pytest.importorskip("milvus_lite")
 pytest.importorskip("qdrant_client")
+httpx = pytest.importorskip("httpx")
+pymilvus = pytest.importorskip("pymilvus")
+ResponseHandlingException = pytest.importorskip("qdrant_client.http.exceptions").ResponseHandlingException
 
 DOCUMENTS = [Document(f"d{i}", f"walrus number {i}") for i in range(40)]
 
@@ -84,6 +89,97 @@ def test_a_row_that_the_store_does_not_have_is_told_and_taken_away(served: Any, 
         assert collection.verify().problems == ()
         assert collection.search("walrus number 3", 50).ids[0] == "d3"
         assert len(collection.search("walrus number 3", 50)) == len(DOCUMENTS)
+
+
+class Away:
+    """A client whose every request fails as the real one's does when nobody listens."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.asked = list[str]()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def ask(*_: Any, **__: Any) -> Any:
+            self.asked.append(name)
+            raise self.error
+
+        return ask
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["milvus", "qdrant"])
+def test_an_outage_while_an_index_is_opened_rebuilds_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "milvus":
+        index, table = MilvusIndex(str(tmp_path / "rows.db"), index_type="FLAT"), milvus_table
+        away = Away(pymilvus.MilvusException(2, "server unavailable"))
+    else:
+        index, table = QdrantIndex(":memory:"), qdrant_table  # type: ignore[assignment]
+        away = Away(ResponseHandlingException(httpx.ConnectError("Connection refused")))
+    with Collection.open(tmp_path / "c", signals=dense(index)) as collection:
+        collection.upsert(DOCUMENTS[:20])
+        address = collection._signals["dense"].index.address  # type: ignore[attr-defined]
+    before = tree(tmp_path / "c" / "indexes")
+    gone = SimpleNamespace(get=lambda *_: away, connected=lambda *_: True, close=lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "_clients", gone)
+        for mode in ("r", "rw"):
+            collection = Collection.open(tmp_path / "c", mode=mode)  # type: ignore[arg-type]
+            for _ in range(2):  # the second is no better informed
+                with pytest.raises(ServerUnavailable, match="cannot be reached") as caught:
+                    collection.search("walrus", 3)
+                assert caught.value.fix
+            if mode == "rw":
+                with pytest.raises(ServerUnavailable, match="cannot be reached"):
+                    collection.upsert(DOCUMENTS[20:30])
+                with pytest.raises(ServerUnavailable, match="cannot be reached"):
+                    collection.delete(["d0"])
+                assert collection.count() == 29
+            collection._release()
+        assert away.asked
+        assert not {"create_collection", "drop_collection", "delete_collection", "insert", "upsert"} & set(away.asked)
+        assert tree(tmp_path / "c" / "indexes") == before
+        collection = Collection.open(tmp_path / "c")
+        with pytest.raises(ServerUnavailable):
+            collection.search("walrus", 3)
+    assert len(collection.search("walrus", 50)) == 29  # the same object goes on
+    assert collection._signals["dense"].index.address == address  # type: ignore[attr-defined]
+    assert collection._signals["dense"].derived.replayed == 10
+    assert collection.verify().problems == ()
+    collection.close()
+    with Collection.open(tmp_path / "c", mode="r") as reader:
+        assert set(reader.search("walrus", 50).ids) == {f"d{i}" for i in range(1, 30)}
+    index.close()
+
+
+def test_an_embedded_file_that_another_process_has_open_is_waited_for_and_not_built_anew(tmp_path: Path) -> None:
+    path = str(tmp_path / "rows.db")
+    with Collection.open(tmp_path / "c", signals=dense(MilvusIndex(path, index_type="FLAT"))) as collection:
+        collection.upsert(DOCUMENTS[:20])
+    MilvusIndex(path).close()
+    before = tree(tmp_path / "c" / "indexes")
+    code = (
+        "import sys\nfrom reperio import Collection\n"
+        f"collection = Collection.open({str(tmp_path / 'c')!r}, mode='r')\n"
+        "print(len(collection.search('walrus', 50)), flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert "20" in other.stdout.readline()
+        collection = Collection.open(tmp_path / "c")
+        with pytest.raises(ServerUnavailable, match="Close it in the other process"):
+            collection.search("walrus", 3)
+        assert tree(tmp_path / "c" / "indexes") == before
+        other.stdin.close()
+    assert len(collection.search("walrus", 50)) == 20
+    assert collection._signals["dense"].derived.replayed == 0
+    collection.close()
+    MilvusIndex(path).close()
 
 
 # PostgreSQL
