@@ -283,7 +283,7 @@ def test_full_vectors_stay_in_the_file_that_was_opened(rows: np.ndarray, queries
     index.save(tmp_path / "first")
     opened = QuantizedIndex.open(tmp_path / "first")
     shutil.rmtree(tmp_path / "first")  # what is mapped stays until it is let go
-    assert isinstance(opened._coded.shelf._first, np.memmap)
+    assert isinstance(opened._coded.shelf._first.base, np.memmap)
     opened.add(np.array([0, 1, 9000]), rows[[5, 0, 3]])
     index.add(np.array([0, 1, 9000]), rows[[5, 0, 3]])
     for again in (opened, _copied(opened, tmp_path / "second")):
