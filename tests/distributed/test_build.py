@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +131,10 @@ def test_what_cannot_be_built_is_refused_by_name(encoded: EncodedTexts, tmp_path
 def test_a_builder_that_is_killed_loses_nothing(encoded: EncodedTexts, rows: Dense, tmp_path: Path) -> None:
     import psutil
 
-    out, killed = tmp_path / "out", list[int]()
+    out, killed, ended = tmp_path / "out", list[int](), threading.Event()
 
     def kill() -> None:
-        while not killed:
-            time.sleep(0.01)
+        while not ended.wait(0.01):
             for process in psutil.process_iter(["name", "cmdline"]):
                 title = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
                 if "_Building" in title and list(out.glob(".shard-*.tmp")):
@@ -147,8 +145,9 @@ def test_a_builder_that_is_killed_loses_nothing(encoded: EncodedTexts, rows: Den
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     report = build(encoded, out, index=FaissIndex("HNSW32"), shards=6, workers=TWO, progress=False)
-    killed.append(0)
+    ended.set()
     killer.join()
+    assert killed, "no builder was at work when it was looked for"
     assert report.rows == len(rows)
     assert np.array_equal(ShardedIndex.open(out).ids, np.arange(len(rows)))
     assert not list(out.glob(".*.tmp"))
