@@ -76,13 +76,18 @@ class KeyedRows(Rows):
         self._forget()
         return super().remove(ids)
 
+    @property
+    def asked(self) -> IdSet | None:
+        """The last set asked for: `chosen` need not compare it, where it is given itself."""
+        last = self._last
+        return None if last is None else last[0]
+
     def chosen(self, allowed: IdSet | None) -> Chosen | None:
         """The positions of these keys that are alive; None where every position may be returned."""
         if allowed is None:
             return None if len(self) == len(self.ids) else self._living
-        keys = np.asarray(allowed, dtype=np.int64)
-        last = self._last
-        if last is None or not np.array_equal(last[0], keys):
+        keys, last = np.asarray(allowed, dtype=np.int64), self._last
+        if last is None or (last[0] is not keys and not np.array_equal(last[0], keys)):
             last = self._last = (keys.copy(), Chosen(self._positions(keys), len(self.ids)))
         return last[1]
 

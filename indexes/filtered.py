@@ -16,7 +16,7 @@ from reperio.extras import load
 from reperio.indexes.chosen import KEPT, Chosen
 from reperio.indexes.flat import Block, Metric, nearest, squared
 from reperio.indexes.layers import Layers
-from reperio.indexes.rows import Positions, merge, pad
+from reperio.indexes.rows import Positions, merge, nothing, pad
 from reperio.types import Neighbors
 
 __all__ = ["FilteredSearch"]
@@ -85,8 +85,8 @@ class FilteredSearch:
         held = self._layers.total if chosen is None else len(chosen)
         want = min(k, held)
         if want == 0:
-            return pad(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32), k)
-        if chosen is not None and self._scans(want, held, len(queries), options):
+            return nothing(len(queries), k)
+        if chosen is not None and self._decided(want, chosen, len(queries), options):
             found = self.scan(queries, want, chosen)
         else:
             found = self._walk(queries, want, chosen, options)
@@ -103,6 +103,13 @@ class FilteredSearch:
         return self.search(queries, k, chosen, self._layers.largest)
 
     # Costs
+
+    def _decided(self, want: int, chosen: Chosen, queries: int, options: Mapping[str, int]) -> bool:
+        """Whether to look at each; kept with the set, for to reckon it takes as long as a tenth of a short search."""
+        case = ("scans", want, queries, *options.values())
+        if case not in chosen.made:
+            chosen.made[case] = self._scans(want, len(chosen), queries, options)
+        return bool(chosen.made[case])
 
     def _scans(self, want: int, held: int, queries: int, options: Mapping[str, int], effort: float = 1) -> bool:
         """Whether to look at each row that may be returned."""
@@ -228,7 +235,7 @@ class FilteredSearch:
         if len(queries) >= _MANY:
             block = Block(positions, vectors, squared(vectors))
             return nearest(queries, want, [block], metric="l2" if self._layers.by_distance else "ip")
-        metric = self._layers.core.metric_type
+        metric = self._faiss.METRIC_L2 if self._layers.by_distance else self._faiss.METRIC_INNER_PRODUCT
         scores, places = self._faiss.knn(queries, vectors, min(want, len(positions)), metric=metric)
         return Neighbors(positions[places], self._negated(scores))
 

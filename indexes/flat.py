@@ -24,6 +24,7 @@ from reperio.indexes.rows import (
     check_search,
     grown,
     merge,
+    nothing,
     pad,
 )
 from reperio.indexes.stored import ascends, finite, read_array, whole, within
@@ -39,6 +40,8 @@ _KIND = "flat-index"
 _QUERIES = 256
 _BLOCK = 1 << 16
 """Queries and rows multiplied at a time: 64 MB of scores."""
+
+_ROUNDING = np.finfo(np.float32).eps
 
 _GROUP = 16
 """Scores of which only the highest is sorted among those of other groups."""
@@ -75,7 +78,8 @@ def check_metric(metric: str) -> Metric:
 def unit(vectors: Dense) -> Dense:
     """Each vector over its length; a zero vector stays zero."""
     lengths: NDArray[np.float32] = np.sqrt(squared(vectors))
-    lengths[lengths == 0] = 1
+    if np.count_nonzero(lengths) < len(lengths):
+        lengths[lengths == 0] = 1
     return vectors / lengths[:, None]
 
 
@@ -111,30 +115,32 @@ def nearest(queries: Dense, k: int, blocks: Iterable[Block], *, metric: Metric) 
     One matrix product finds every row within its rounding error of the k-th best; those are scored again, pair by
     pair. So a result does not depend on the batch, the block or the order of the rows.
     """
-    best = [_pad_to(len(queries), k)]
+    best: Neighbors | None = None
     for block in blocks:
         parts = [
             _best(queries[start : start + _QUERIES], k, block, metric=metric)
             for start in range(0, len(queries), _QUERIES)
         ]
         if parts:
-            found = Neighbors(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
-            best = [merge([*best, found], k)]
-    return best[0]
-
-
-def _pad_to(queries: int, k: int) -> Neighbors:
-    return pad(np.empty((queries, 0), dtype=np.int64), np.empty((queries, 0), dtype=np.float32), k)
+            found = parts[0]
+            if len(parts) > 1:
+                found = Neighbors(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
+            best = found if best is None else merge([best, found], k)
+    return nothing(len(queries), k) if best is None else pad(best.ids, best.scores, k)
 
 
 def _best(queries: Dense, k: int, block: Block, *, metric: Metric) -> Neighbors:
     asked, rows = _candidates(queries, k, block, metric=metric)
-    scores = score_pairs(queries, asked, block.vectors.__getitem__, rows, metric=metric)
-    order = np.lexsort((block.ids[rows], -scores, asked))
-    asked, ids, scores = asked[order], block.ids[rows[order]], scores[order]
+    ids, scores = block.ids[rows], score_pairs(queries, asked, block.vectors.__getitem__, rows, metric=metric)
+    count = min(k, len(block.ids))
+    if len(queries) == 1:
+        order = np.lexsort((ids, -scores))[:count]
+        return Neighbors(ids[order][None], scores[order][None])
+    order = np.lexsort((ids, -scores, asked))
+    asked, ids, scores = asked[order], ids[order], scores[order]
     rank = np.arange(len(asked)) - np.searchsorted(asked, np.arange(len(queries)))[asked]
     kept = rank < k
-    out = _pad_to(len(queries), min(k, len(block.ids)))
+    out = nothing(len(queries), count)
     out.ids[asked[kept], rank[kept]] = ids[kept]
     out.scores[asked[kept], rank[kept]] = scores[kept]
     return out
@@ -153,8 +159,10 @@ def _candidates(queries: Dense, k: int, block: Block, *, metric: Metric) -> tupl
         rough *= 2
         rough -= block.squares
         bound = (lengths + largest) ** 2
-    slack = np.finfo(np.float32).eps * (queries.shape[1] + 2) * bound
+    slack = _ROUNDING * (queries.shape[1] + 2) * bound
     found = np.flatnonzero(rough >= (_floor(rough, k) - 2 * slack)[:, None])
+    if len(queries) == 1:
+        return np.zeros_like(found), found
     asked = found // count
     return asked, found - asked * count
 

@@ -20,7 +20,7 @@ from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError
 from reperio.indexes.chosen import KEPT, Chosen, KeyedRows
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
-from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge, pad
+from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge, nothing, pad
 from reperio.indexes.stored import arguments, whole
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -36,6 +36,9 @@ _CHUNK = 1 << 14
 _LABELS = 1 << 22
 """Labels proposed at a time, for several queries: 32 MB."""
 
+_KEPT = 0.02
+"""What scoring a row takes, where following one candidate of a walk is 1, once rows of a filter are kept."""
+
 _WIDER = 2
 """A filter that keeps a share s of the rows lets a search fetch this many times k / s labels, if that is more."""
 
@@ -47,7 +50,7 @@ class Engine(Protocol):
     """Whether `propose` gives labels in the order of their scores; if not, all that it gives are scored."""
 
     looking: float
-    """What scoring a row that is given takes, where following one candidate of a walk is 1."""
+    """What scoring a row takes that is decoded for it, where following one candidate of a walk is 1."""
 
     def append(self, start: int, vectors: Dense) -> None:
         """Take vectors, ``(m, d)``, under the labels from ``start``."""
@@ -196,7 +199,7 @@ class LabelledIndex(ABC):
         ConfigurationError
             For an option that the engine does not have.
         """
-        allowed = check_search(k, allowed, options)
+        allowed = check_search(k, allowed, options, known=self._rows.asked)
         vectors = self._scaled(check_dense(queries, what="queries", dim=self._dim))
         expansion = self._checked(options or {}) or self._default(k)
         chosen = self._rows.chosen(allowed)
@@ -204,14 +207,16 @@ class LabelledIndex(ABC):
         held = total if chosen is None else len(chosen)
         want = min(k, held)
         if want == 0 or self._engine is None or not len(vectors):
-            return _nothing(len(vectors), k)
+            return nothing(len(vectors), k)
         fetch = max(expansion, want if held == total else math.ceil(_WIDER * want * total / held))
         step = max(1, _LABELS // fetch)
         parts = [
             self._found(self._engine, vectors[at : at + step], want, chosen, fetch=fetch)
             for at in range(0, len(vectors), step)
         ]
-        found = Neighbors(np.concatenate([part.ids for part in parts]), np.concatenate([part.scores for part in parts]))
+        found = parts[0]
+        if len(parts) > 1:
+            found = Neighbors(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
         return found if want == k else pad(found.ids, found.scores, k)
 
     def _checked(self, options: Mapping[str, int]) -> int | None:
@@ -228,7 +233,9 @@ class LabelledIndex(ABC):
         Which of the two does not depend on the number of queries, so that a batch gives what its queries give.
         """
         total = len(self._rows.ids)
-        if fetch >= min(total, engine.looking * (total if chosen is None else len(chosen))):
+        held = total if chosen is None else len(chosen)
+        looking = _KEPT if self._keeps(chosen) else engine.looking
+        if fetch >= min(total, looking * held):
             return self._scan(engine, queries, want, chosen)
         labels = engine.propose(queries, fetch)
         if chosen is not None:
@@ -262,11 +269,15 @@ class LabelledIndex(ABC):
                 vectors = engine.decode(part)
                 yield Block(self._rows.ids[part], vectors, squared(vectors))
 
-        if chosen is None or len(labels) * queries.shape[1] > KEPT:
+        if chosen is None or not self._keeps(chosen):
             return nearest(queries, want, blocks(), metric=self.metric)
         if "blocks" not in chosen.made:
             chosen.made["blocks"] = list(blocks())
         return nearest(queries, want, chosen.made["blocks"], metric=self.metric)
+
+    def _keeps(self, chosen: Chosen | None) -> bool:
+        """Whether vectors of these labels are kept side by side, once a search has looked at each."""
+        return chosen is not None and len(chosen) * (self._dim or 0) <= KEPT
 
     def score(self, queries: Dense, ids: Ids, /) -> Dense:
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""
@@ -321,7 +332,3 @@ def _append(engine: Engine, start: int, parts: Iterable[Dense]) -> None:
     for vectors in parts:
         engine.append(start, vectors)
         start += len(vectors)
-
-
-def _nothing(queries: int, k: int) -> Neighbors:
-    return pad(np.empty((queries, 0), dtype=np.int64), np.empty((queries, 0), dtype=np.float32), k)

@@ -17,7 +17,18 @@ from reperio.errors import ConfigurationError, DuplicateId, InvalidInput, ShapeE
 from reperio.indexes.stored import Mapped, read_array
 from reperio.types import Neighbors
 
-__all__ = ["Positions", "Rows", "check_ids", "check_pairs", "check_removed", "check_search", "grown", "merge", "pad"]
+__all__ = [
+    "Positions",
+    "Rows",
+    "check_ids",
+    "check_pairs",
+    "check_removed",
+    "check_search",
+    "grown",
+    "merge",
+    "nothing",
+    "pad",
+]
 
 Positions: TypeAlias = NDArray[np.int64]
 """Places in an index that appends, int64; ``-1`` where there is none."""
@@ -73,8 +84,12 @@ def check_removed(ids: object) -> IdSet:
     return np.unique(array.astype(np.int64, copy=False))
 
 
-def check_search(k: object, allowed: object = None, options: object = None) -> IdSet | None:
+def check_search(
+    k: object, allowed: object = None, options: object = None, *, known: IdSet | None = None
+) -> IdSet | None:
     """Return ``allowed`` as int64, or say what is wrong with what was asked; names of options are the index's to know.
+
+    ``known`` is a set that was checked before: where ``allowed`` is equal, it is returned itself.
 
     Raises
     ------
@@ -89,16 +104,23 @@ def check_search(k: object, allowed: object = None, options: object = None) -> I
         raise InvalidInput(f"k is {k!r}.", "Ask for a whole number of 1 or more.")
     if k >= 1 << 31:
         raise InvalidInput(f"k is {k}: so many slots for each query fit no memory.", "Ask for len(index) at most.")
-    if options is not None and not isinstance(options, Mapping):
+    if options is not None:
+        _check_options(options)
+    return None if allowed is None else _check_allowed(allowed, known)
+
+
+def _check_options(options: object) -> None:
+    if not isinstance(options, Mapping):
         raise ConfigurationError(f"options is a {type(options).__name__}.", "Give a mapping: {name: whole number}.")
-    for name, value in cast("Mapping[object, object]", options or {}).items():
+    for name, value in cast("Mapping[object, object]", options).items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise ConfigurationError(f"The search option {name} is {value!r}.", "Give a whole number.")
-    return None if allowed is None else _check_allowed(allowed)
 
 
-def _check_allowed(allowed: object) -> IdSet:
+def _check_allowed(allowed: object, known: IdSet | None) -> IdSet:
     array = np.asarray(allowed)
+    if known is not None and array.dtype == known.dtype and array.shape == known.shape and (array == known).all():
+        return known
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         problem = f"allowed has shape {array.shape} and dtype {array.dtype}."
         raise ShapeError(problem, "Give int64 keys in one row; of a mask, the keys where it is true.")
@@ -133,15 +155,23 @@ def merge(parts: list[Neighbors], k: int) -> Neighbors:
     ids = np.concatenate([part.ids for part in parts], axis=1)
     scores = np.concatenate([part.scores for part in parts], axis=1)
     order = np.lexsort((ids, -scores), axis=1)[:, :k]
-    return Neighbors(np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1))
+    row = np.arange(len(ids))[:, None]
+    return Neighbors(ids[row, order], scores[row, order])
 
 
 def pad(ids: Ids, scores: Dense, k: int) -> Neighbors:
     """Fill rows of fewer than k results with ``-1`` and ``-inf``."""
-    if ids.shape[1] == k:
+    count = ids.shape[1]
+    if count == k:
         return Neighbors(ids, scores)
-    missing = ((0, 0), (0, k - ids.shape[1]))
-    return Neighbors(np.pad(ids, missing, constant_values=-1), np.pad(scores, missing, constant_values=-np.inf))
+    found = nothing(len(ids), k)
+    found.ids[:, :count], found.scores[:, :count] = ids, scores
+    return found
+
+
+def nothing(queries: int, k: int) -> Neighbors:
+    """k empty slots for each query."""
+    return Neighbors(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
 
 
 class Rows:

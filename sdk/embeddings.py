@@ -5,6 +5,7 @@ Shapes: n rows, d dimensions, V vocabulary, t tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, cast
@@ -118,9 +119,7 @@ def check_dense(vectors: object, *, what: str, dim: int | None = None, rows: int
     if rows is not None and len(array) != rows:
         raise ShapeError(f"{what} has {len(array)} rows, expected {rows}.", "Give one row for each text or id.")
     out = np.ascontiguousarray(array, dtype=np.float32)
-    with np.errstate(over="ignore"):  # one product over all values is quicker than a test of each
-        suspect = out.size > 0 and not np.isfinite(np.dot(out.ravel(), out.ravel()))
-    if suspect:
+    if not math.isfinite(np.vdot(out, out)):  # one product over all values is quicker than a test of each
         bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
         if len(bad):
             raise ShapeError(f"{what}, row {bad[0]}, holds NaN or infinity ({len(bad)} such rows).", "Drop or mend it.")

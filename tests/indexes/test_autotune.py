@@ -329,6 +329,23 @@ def test_a_preset_reaches_its_ceiling_and_takes_the_memory_it_says(name: str) ->
     assert index.row_bytes <= chosen.row_bytes <= 1.1 * index.row_bytes + 16
 
 
+@pytest.mark.parametrize("name", ["exact", "ivf", "graph", "half", "small", "tiny"])
+def test_a_preset_reaches_the_recall_asked_for_on_queries_that_it_never_saw(name: str) -> None:
+    """Of the ten best by the vectors themselves, or, where few bits are kept, by these."""
+    rows, queries = np.split(clustered(5400, 32), [5000])
+    index = FaissIndex.preset(name, rows=4000, dim=32, recall=0.95)
+    index.add(np.arange(5000), rows)
+    assert name == "exact" or (index.tuning is not None and index.tuning.reached)
+    judges: list[Any] = [index]
+    if name in ("exact", "ivf", "graph", "half"):
+        judges.append(FaissIndex())
+        judges[1].add(np.arange(5000), rows)
+    found = index.search(queries, 10).ids
+    for judge in judges:
+        wanted = judge.exact(queries, 10).ids
+        assert np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found, strict=True)]) >= 0.95 - 0.01
+
+
 def test_presets_are_fitted_to_the_rows_and_dimensions() -> None:
     assert preset("ivf", 1_000_000, 384).factory == "IVF1024,PQ96x4fs,RFlat"
     assert preset("ivf", 20_000, 7).factory == "IVF256,PQ1x4fs,RFlat"

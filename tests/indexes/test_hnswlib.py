@@ -42,7 +42,7 @@ def test_its_copy_of_the_vectors_stays_on_the_disk_until_rows_are_added(tmp_path
     index.add(np.arange(500), rows)
     index.save(tmp_path / "index")
     opened = HnswlibIndex.open(tmp_path / "index")
-    assert isinstance(opened._engine._vectors, np.memmap)
+    assert isinstance(opened._engine._vectors.base, np.memmap)
     np.testing.assert_array_equal(opened.search(rows, 3).ids, index.search(rows, 3).ids)
     opened.add(np.array([500]), -rows[:1])
     assert opened.search(-rows[:1], 1).ids.tolist() == [[500]]
