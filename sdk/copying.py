@@ -85,8 +85,10 @@ class Frozen:
         return True
 
     def close(self) -> None:
-        """Let it go on."""
+        """Let it go on, and let go of its files."""
         self.run(self._held.close)
+        for signal in self.signals.values():
+            signal.derived.forget()
 
     def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call on the thread of the snapshot."""

@@ -98,7 +98,7 @@ def test_an_index_that_cannot_be_saved_says_so_and_goes_on(tmp_path: Path, signa
         np.testing.assert_array_equal(ask(one).scores, ask(opened).scores if one is again else before.scores)
 
 
-@pytest.mark.parametrize("operation", ["checkpoint", "reindex", "rollback", "compact"])
+@pytest.mark.parametrize("operation", ["checkpoint", "reindex", "rollback", "compact", "migrate"])
 def test_whatever_call_is_refused_a_collection_keeps_its_answers(tmp_path: Path, operation: str) -> None:
     subject = Subject(tmp_path, "dense", {"type": "FlatIndex"}, operation)
     counting = RefusingDisk(tmp_path)
@@ -120,7 +120,7 @@ def left(leave: Callable[[int | None], None], free: int) -> Generator[None]:
         leave(None)
 
 
-@pytest.mark.parametrize("operation", ["checkpoint", "compact", "upsert", "delete"])
+@pytest.mark.parametrize("operation", ["checkpoint", "compact", "upsert", "delete", "migrate"])
 def test_whatever_no_longer_fits_a_collection_keeps_its_answers(tmp_path: Path, operation: str) -> None:
     """SQLite and FAISS write past Python: they are given a disk that is one step larger each time."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import gc
 import io
 import os
 import resource
@@ -161,6 +162,7 @@ def small_disk(folder: Path, size: int) -> Generator[Callable[[int | None], None
     try:
         yield leave
     finally:
+        gc.collect()  # an index that nobody has any more may still have its files mapped
         subprocess.run(["umount", str(folder)], check=True, capture_output=True)
 
 

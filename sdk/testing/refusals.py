@@ -1,7 +1,8 @@
 """Change a collection on a disk that refuses at some moment, and look at what is left.
 
 Whatever is refused: the error says so, a search answers as before or as after the whole change, the change goes
-through when it is tried again, and the folder opens with everything that was acknowledged.
+through when it is tried again, and the folder opens with everything that was acknowledged. A move leaves the source as
+it is, and the target is absent or whole.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, TypeAlias
 
 from reperio.collection import Collection
 from reperio.errors import StorageError
+from reperio.migration import migrate
 from reperio.protocols import Index, Spec
 from reperio.registry import build
 from reperio.signals import Signal
@@ -51,12 +53,23 @@ def _none(collection: Collection, signal: str) -> None:
     collection.search("document", signals=[signal])
 
 
+def _beside(path: Path | str) -> Path:
+    """Where a collection is moved to."""
+    return Path(path).with_name("moved")
+
+
+def _move(collection: Collection, _: str) -> None:
+    report = migrate(collection.location, _beside(collection.location), progress=False)
+    assert report.ok, report.problems
+
+
 OPERATIONS: dict[str, tuple[Step, Step]] = {
     "checkpoint": (_change, lambda collection, _: collection.checkpoint()),
     "reindex": (_change, _again),
     "rollback": (_again, lambda collection, signal: collection.rollback(signal)),
     "compact": (_change, lambda collection, _: collection.compact()),
     "upsert": (_none, lambda collection, _: collection.upsert(documents(100, 60, version=2), progress=False)),
+    "migrate": (_change, _move),
     "delete": (_none, lambda collection, _: collection.delete([str(i) for i in range(40)])),
 }
 """What comes before, undisturbed, and what is refused."""
@@ -115,11 +128,18 @@ class Subject:
             self.before = _State.of(collection, signal)
             self._operate(collection, signal)
             self.after = _State.of(collection, signal)
+        self._target = _beside(self.work)
+        self._moved = self._read(self._target) if operation == "migrate" else None
         self._again = self.after if operation != "rollback" else None
 
+    def _read(self, path: Path) -> _State:
+        with Collection.open(path, mode="r") as collection:
+            return _State.of(collection, self._signal)
+
     def _copy(self) -> None:
-        if self.work.exists():
-            shutil.rmtree(self.work)
+        for path in (self.work, _beside(self.work), self.work.with_name(".moved.migrating")):
+            if path.exists():
+                shutil.rmtree(path)
         shutil.copytree(self.base, self.work)
 
     def undisturbed(self, counted: AbstractContextManager[Any]) -> None:
@@ -138,6 +158,8 @@ class Subject:
             self._prepare(collection, self._signal)
             raised = self._raised(collection, disk, problems)
             problems += self._wrong(collection, "afterwards", whole=not raised)
+            if self._target.exists():
+                problems += self._arrived()
             try:
                 self._operate(collection, self._signal)
             except Exception as error:
@@ -146,8 +168,19 @@ class Subject:
         with Collection.open(self.work, mode="r") as collection:
             problems += self._wrong(collection, "read", whole=True)
         Collection.open(self.work).close()
-        problems += (f"left behind: {name}" for name in leftovers(self.work))
+        problems += self._arrived()
+        problems += (f"left behind: {path.name}" for path in self.work.parent.glob(".*.migrating"))
+        problems += (f"left behind: {name}" for name in leftovers(self.work.parent))
         return raised, problems
+
+    def _arrived(self) -> Iterator[str]:
+        """What is wrong with a target that is there."""
+        if self._moved is None:
+            return
+        if not self._read(self._target).like(self._moved):
+            yield "moved: other documents or answers than those of a migration that nothing disturbed"
+        with Collection.open(self._target) as collection:
+            yield from (f"moved: {problem}" for problem in collection.verify().problems)
 
     def _raised(self, collection: Collection, disk: AbstractContextManager[Any], problems: list[str]) -> str:
         try:
