@@ -25,6 +25,9 @@ __all__ = ["OperatingPoint", "Tunable", "TuneReport", "autotune"]
 _STEP = 1.05
 """The chosen value is at most so many times the least that reaches the recall."""
 
+_SURE = 1.64
+"""Standard errors by which a recall has to pass the target: of 20 that do, chance carries one."""
+
 _SETTLED = 2e-3
 """A recall that rises by less, twice over, has reached what it can."""
 
@@ -40,7 +43,7 @@ _TUNED_FROM = 1024
 """Rows held out to tune by, at most and at least, and rows from which there is something to tune."""
 
 _IN_HAND = 0.25
-"""Share of what a recall lacks that is added to it while the index grows: for rows still to come, and for chance."""
+"""Share of what a recall lacks that is added to it while the index grows: for rows still to come."""
 
 _TIE = 1e-5
 """A row whose score is so near the k-th best is as good as it."""
@@ -58,11 +61,18 @@ class OperatingPoint:
         Share of the k best rows that were found, the mean over all queries.
     milliseconds
         Of one query, asked in a batch of all.
+    error
+        Standard error of the recall, by how far the queries differ.
     """
 
     options: dict[str, int]
     recall: float
     milliseconds: float
+    error: float = 0.0
+
+    def reaches(self, target: float) -> bool:
+        """Whether other queries like these can be trusted to reach a recall too."""
+        return self.recall - _SURE * self.error >= target
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +194,8 @@ def autotune(
         What will be asked, ``(q, d)``: real queries are best; some hundred are enough. Rows that the index holds
         are no fair queries: a graph found 0.98 of their neighbours where it found 0.91 of others'.
     recall
-        Share of the k best rows to be found.
+        Share of the k best rows to be found. So that other queries reach it too, these have to pass it by 1.64
+        standard errors: by 0.002 or so of a thousand, by more the fewer they are and the more they differ.
     k
         Results for each query.
     exact
@@ -220,7 +231,7 @@ def autotune(
     if "k_factor" in limits:
         limits["k_factor"] = max(1, limits["k_factor"] // k)
     found = list(_explore(trial, recall, limits))
-    enough = [point for point in found if point.recall >= recall]
+    enough = [point for point in found if point.reaches(recall)]
     best = trial.quickest(enough) if enough else max(found, key=lambda point: point.recall)
     points = tuple(sorted(trial.points.values(), key=lambda p: tuple(p.options.values())))
     report = TuneReport(index.factory, len(index), index.row_bytes, len(queries), k, recall, best, points)
@@ -281,7 +292,8 @@ class _Trial:
                 found, again = self._timed(options)
                 seconds += again
             milliseconds = min(seconds) / len(self._queries) * 1e3
-            self.points[setting] = OperatingPoint(dict(options), self._recall(found), milliseconds)
+            recall, error = self._recall(found)
+            self.points[setting] = OperatingPoint(dict(options), recall, milliseconds, error)
         return self.points[setting]
 
     def _timed(self, options: Mapping[str, int]) -> tuple[Neighbors, list[float]]:
@@ -304,8 +316,8 @@ class _Trial:
             self.points[tuple(point.options.values())] = replace(point, milliseconds=milliseconds)
         return self.points[tuple(points[int(np.argmin(times))].options.values())]
 
-    def _recall(self, found: Neighbors) -> float:
-        """Share of the wanted rows found; one that is tied with the k-th best is as good."""
+    def _recall(self, found: Neighbors) -> tuple[float, float]:
+        """Share of the wanted rows found, and its standard error; a row tied with the k-th best is as good."""
         hits = (found.ids[:, :, None] == self._wanted[:, None, :]).any(axis=2) & (found.ids >= 0)
         try:
             scores = self._score(self._queries, found.ids)
@@ -313,7 +325,8 @@ class _Trial:
             pass
         else:
             hits |= (found.ids >= 0) & (scores >= self._floor - _TIE * np.maximum(1, np.abs(self._floor)))
-        return float(hits.sum() / max(1, (self._wanted >= 0).sum()))
+        shares = hits.sum(axis=1) / np.maximum(1, (self._wanted >= 0).sum(axis=1))
+        return float(shares.mean()), float(shares.std() / math.sqrt(max(1, len(shares) - 1)))
 
 
 def _explore(trial: _Trial, recall: float, limits: Mapping[str, int]) -> Iterator[OperatingPoint]:
@@ -330,7 +343,7 @@ def _explore(trial: _Trial, recall: float, limits: Mapping[str, int]) -> Iterato
     for value in _doubled(limits[outer[0]]):
         point = _least(trial, recall, {outer[0]: value}, last, limits[last])
         yield point
-        if point.recall >= recall:
+        if point.reaches(recall):
             slower = slower + 1 if point.milliseconds >= best else 0
             best = min(best, point.milliseconds)
         if slower == 2:
@@ -349,7 +362,7 @@ def _least(trial: _Trial, recall: float, fixed: Mapping[str, int], name: str, li
     point = trial({**fixed, name: 1})
     for value in _doubled(limit):
         before, point = point, trial({**fixed, name: value})
-        if point.recall >= recall:
+        if point.reaches(recall):
             return _between(trial, recall, point, name, low)
         flat = flat + 1 if point.recall - before.recall < _SETTLED and value > 1 else 0
         if flat == 2 and fixed:  # what the outer option lets through, this one has found
@@ -363,7 +376,7 @@ def _between(trial: _Trial, recall: float, reached: OperatingPoint, name: str, l
     while reached.options[name] > max(low + 1, _STEP * low):
         middle = (low + reached.options[name]) // 2
         point = trial({**reached.options, name: middle})
-        if point.recall >= recall:
+        if point.reaches(recall):
             reached = point
         else:
             low = middle
