@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -15,10 +14,13 @@ import numpy as np
 from reperio import forks
 from reperio.derived import SnapshotTooOld
 from reperio.embeddings import Dense
-from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, ReadOnly
+from reperio.errors import ConfigurationError, InvalidInput, ReadOnly
 from reperio.explain import Explanation
 from reperio.filters import Filter, from_json, to_json
 from reperio.fusion import Fusion
+from reperio.health import CollectionStats as CollectionStats
+from reperio.health import VerifyReport as VerifyReport
+from reperio.health import gathered, verified
 from reperio.ingest import Upsert, UpsertReport
 from reperio.locks import SharedLock
 from reperio.opening import Place, Signals, attach, chosen, place
@@ -29,76 +31,10 @@ from reperio.protocols import Index, Spec
 from reperio.registry import build
 from reperio.retrieval import Options
 from reperio.searcher import Request, Searcher
-from reperio.signals import LiveSignal, replayed
+from reperio.signals import LiveSignal
 from reperio.stores.rows import Mode
 from reperio.types import Document, Query, Ranking
 from reperio.upkeep import COMPACT_AT, Upkeep
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What `Collection.verify` found; sound where ``problems`` is empty."""
-
-    documents: int
-    problems: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionStats:
-    """Sizes of a collection.
-
-    Attributes
-    ----------
-    documents
-        Live documents.
-    replaced
-        Old versions and deleted documents that `Collection.compact` would take away.
-    seq
-        Sequence number of the last commit.
-    store_bytes, index_bytes
-        On disk.
-    fields
-        Metadata fields and the kinds of their values.
-    signals
-        For each signal: model, kind, dim, index, rows in the index, checkpoint's sequence number, truncated texts;
-        and its health: ``behind``, commits since the checkpoint, which an opening replays; ``dead``, rows taken
-        away since the index was built, in whose room it still searches; ``compact``, whether building it anew is
-        advised; ``bytes`` on disk, ``generations`` there; ``factory`` in use, ``tuning`` and ``quantization``, what
-        the index measured when it was built, where it did.
-    writer
-        The process on this machine that writes, if any.
-    compaction
-        In the background, of this object: ``"off"``, ``"idle"``, ``"running"`` or ``"failed: …"``.
-    """
-
-    documents: int
-    replaced: int
-    seq: int
-    store_bytes: int
-    index_bytes: int
-    fields: Mapping[str, Sequence[str]]
-    signals: Mapping[str, Mapping[str, Any]]
-    writer: int | None = None
-    compaction: str = "off"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-
-def measured(index: object) -> dict[str, Any]:
-    """What an index says that it chose and measured when it was built."""
-    tuning, report = getattr(index, "tuning", None), getattr(index, "report", None)
-    return {
-        "factory": getattr(index, "factory", None),
-        "tuning": None if tuning is None else tuning.as_json(),
-        "quantization": asdict(report) if is_dataclass(report) and not isinstance(report, type) else None,
-    }
 
 
 class Collection:
@@ -479,51 +415,11 @@ class Collection:
     def stats(self) -> CollectionStats:
         """Sizes, fields, and the state of each signal."""
         with self._current(list(self._signals.values())), self._store.snapshot():
-            signals = {name: self._signal_stats(signal) for name, signal in self._signals.items()}
-            return CollectionStats(
-                documents=self._store.count(),
-                replaced=self._store.dead(),
-                seq=self._store.seq,
-                store_bytes=self._store.size(),
-                index_bytes=sum(signal["bytes"] for signal in signals.values()),
-                fields={name: sorted(kinds) for name, kinds in sorted(self._store.fields().items())},
-                signals=signals,
-                writer=self._writer or self._place.writer(),
-                compaction=self._upkeep.state,
-            )
-
-    def _signal_stats(self, signal: LiveSignal) -> dict[str, Any]:
-        return {
-            "model": signal.fingerprint.model,
-            "kind": signal.kind,
-            "dim": signal.fingerprint.dim,
-            "index": dict(signal.index.spec),
-            "rows": len(signal.index),
-            "checkpoint": signal.derived.saved,
-            "truncated": self._store.truncated(signal.number) if signal.stored else 0,
-            "behind": self._store.seq - max(0, signal.derived.saved),
-            "dead": signal.derived.dead,
-            "compact": self._upkeep.advised(signal),
-            "bytes": signal.derived.size(),
-            "generations": signal.derived.generations,
-            **measured(signal.index),
-        }
+            return gathered(self._store, self._signals, self._upkeep, writer=self._writer or self._place.writer())
 
     def verify(self) -> VerifyReport:
         """Check every byte: the database, each checkpoint, and that every index holds exactly the live documents."""
-        problems = list(self._store.problems())
-        signals, documents = list(self._signals.values()), 0
-        for signal in signals:
-            problems += signal.derived.problems()
-        try:
-            with self._current(signals):
-                live = self._store.matching(None, at=replayed(signals))
-                documents = len(live)
-                for signal in signals:
-                    problems += signal.problems(live)
-        except CorruptArtifact as error:  # what cannot be read cannot be compared
-            problems.append(error.problem)
-        return VerifyReport(documents=documents, problems=tuple(dict.fromkeys(problems)))
+        return verified(self._store, list(self._signals.values()), self._current)
 
     # Inside
 
