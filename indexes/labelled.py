@@ -88,6 +88,9 @@ class LabelledIndex(ABC):
     -----
     Engines that test a filter at each step of their walk were no quicker than fetching more and testing it
     afterwards (hnswlib 0.8 and a Python callable: 0.62 against 0.47 ms at 50 %, 1.7 against 1.5 ms at 10 %).
+    Where a filter keeps few rows, each is compared. Their vectors are read back from the engine when it is first asked
+    for (usearch takes 0.9 µs for each), and kept up to 16 MB while it is the last: 10 % of 100,000 rows of 128
+    dimensions then took 44 µs a query in a batch, where to fetch more labels took 470.
     """
 
     option: ClassVar[str]
