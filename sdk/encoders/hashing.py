@@ -111,7 +111,7 @@ class HashWeights:
     Examples
     --------
     >>> columns, weights = HashWeights().encode_document(["merge, merge: sorted!"]).embeddings.row(0)
-    >>> sorted(weights.round(3).tolist())
+    >>> sorted(round(weight, 3) for weight in weights.tolist())
     [0.693, 1.099]
     """
 
