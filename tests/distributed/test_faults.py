@@ -22,7 +22,7 @@ ROWS = 25
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every byte that was kept of the embeddings."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "parts").glob("*/rows.parquet"))}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "parts").glob("[!.]*/rows.parquet"))}
 
 
 def check(folder: Path, texts: tuple[list[str], list[str]]) -> None:
