@@ -46,6 +46,9 @@ _ROOM = 1024
 
 _DOWN = 1 - 2**-20
 _LANE = 256
+_STEP = 16
+"""Rows of which the best is taken for a first threshold."""
+
 _LINE = 16
 """Slots in a line of a core's cache."""
 
@@ -379,19 +382,82 @@ def _sum_listing(lists: Lists, terms: _Terms, low: int, sums: NDArray[Any], touc
 
 
 @compiled
-def _list_above(sums: NDArray[Any], need: float, bits: int, touched: NDArray[np.uint16]) -> int:
+def _least_sum(need: float, bits: int, sums: NDArray[Any]) -> Any:
+    return sums.dtype.type(max(need, 0.0) * (1 << bits))
+
+
+@compiled
+def _prime(sums: NDArray[Any], least: Any, k: int, scale: tuple[int, float, float], room: NDArray[np.float64]) -> float:
+    """What k rows of a window reach: the k-th highest of one row in 16; 0 if fewer are above ``least``."""
+    bits, slack, coarsest = scale
     count = 0
-    least = sums.dtype.type(max(need, 0.0) * (1 << bits))
+    for start in range(0, WINDOW, _STEP):
+        highest = sums[np.uint64(start)]
+        for j in range(1, _STEP):
+            highest = max(highest, sums[np.uint64(start + j)])
+        room[count] = highest
+        count += highest > least
+    if count < k:
+        return 0.0
+    for i in range(count):
+        value = np.int64(room[i])
+        if coarsest > 0:
+            room[i] = float(value >> bits) - (value & ((1 << bits) - 1)) * coarsest
+    return _kth(room, count, k) * slack
+
+
+@compiled
+def _kth(values: NDArray[np.float64], size: int, k: int) -> float:
+    """The k-th highest of the first ``size`` values, which are put into another order."""
+    low, high = 0, size - 1
+    while low < high:
+        pivot = values[(low + high) >> 1]
+        i, j = low, high
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k - 1 <= j:
+            high = j
+        elif k - 1 >= i:
+            low = i
+        else:
+            break
+    return float(values[k - 1])
+
+
+@compiled
+def _any_above(sums: NDArray[Any], start: int, size: int, least: Any) -> bool:
+    above = 0
+    for j in range(size):  # without a branch or a running maximum: many at a time
+        above |= sums[np.uint64(start + j)] > least
+    return above > 0
+
+
+@compiled
+def _list_above(sums: NDArray[Any], least: Any, touched: NDArray[np.uint16]) -> int:
+    count = 0
     for start in range(0, WINDOW, _LANE):
-        above = 0
-        for j in range(_LANE):  # without a branch or a running maximum: many at a time
-            above |= sums[np.uint64(start + j)] > least
-        if above:
-            for j in range(start, start + _LANE):
-                if sums[j] > least:
-                    touched[count] = j
-                    count += 1
+        if not _any_above(sums, start, _LANE, least):
+            continue
+        for part in range(start, start + _LANE, _STEP):
+            if _any_above(sums, part, _STEP, least):
+                for j in range(part, part + _STEP):
+                    if sums[j] > least:
+                        touched[count] = j
+                        count += 1
     return count
+
+
+@compiled
+def _leave_out(sums: NDArray[Any], usable: NDArray[np.bool_]) -> None:
+    for place in range(len(usable)):
+        sums[place] = sums[place] if usable[place] else 0
 
 
 @compiled
@@ -451,6 +517,7 @@ def _candidates(
     lists: Lists,
     terms: _Terms,
     usable: NDArray[np.bool_],
+    all_usable: bool,
     scale: tuple[int, float],
     lowest: NDArray[np.float64],
     threshold: float,
@@ -462,7 +529,8 @@ def _candidates(
     rounding; ``lowest`` a heap of scores that k rows reach.
     """
     bits, slack = scale
-    touched = np.empty(WINDOW, np.uint16)
+    touched, k = np.empty(WINDOW, np.uint16), len(lowest)
+    room, primed = np.empty(WINDOW // _STEP + 1), lowest[0] > 0
     rows, bounds, kept = np.empty(_ROOM, np.int64), np.empty(_ROOM), 0
     whole, coarsest = lists.codes.itemsize == 1, terms.lifts.max() + 255
     for window in range((len(usable) + WINDOW - 1) // WINDOW):
@@ -474,7 +542,14 @@ def _candidates(
         scanned = size * _DENSE >= WINDOW
         if scanned:
             _sum_all(lists, terms, low, sums)
-            count = _list_above(sums, threshold - rest, bits, touched)
+            if not primed and size >= WINDOW:
+                primed = True
+                if not all_usable:
+                    _leave_out(sums, usable[low : low + WINDOW])
+                least = _least_sum(threshold - rest, bits, sums)
+                margin = coarsest if whole else 0.0
+                threshold = max(threshold, _prime(sums, least, k, (bits, slack, margin), room))
+            count = _list_above(sums, _least_sum(threshold - rest, bits, sums), touched)
         else:
             count = _sum_listing(lists, terms, low, sums, touched)
         for j in range(count):
@@ -546,8 +621,11 @@ def search(
         threshold = max(0.0, float(lowest[0]))
         if all_usable:
             threshold = max(threshold, float(_floor(lists, asked, terms, first, fall, k) * unit))
-        scale = (bits, fall / rise * _DOWN)
-        rows, bounds, count = _candidates(lists, terms, usable, scale, lowest, threshold, sums)
+        slack = fall / rise * _DOWN
+        if lists.codes.itemsize > 1:  # sums of float32 are rounded
+            slack *= max(0.0, 1 - (last - first + 2) * 2.0**-22)
+        scale = (bits, slack)
+        rows, bounds, count = _candidates(lists, terms, usable, all_usable, scale, lowest, threshold, sums)
         _mark(wanted, held[0], 1)
         for i in range(count):
             if i % _FETCHED == 0:

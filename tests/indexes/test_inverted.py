@@ -141,6 +141,27 @@ def test_long_queries_and_single_terms_are_exact_too() -> None:
         check(index.search(queries, 10), products(queries, rows), keys, 10)
 
 
+@pytest.mark.parametrize("terms", [3, 20, 200])
+def test_bytes_and_floats_give_equal_results(terms: int) -> None:
+    """Among removed rows and a filter too, from one segment and from three."""
+    rows, queries = learned(40_000, terms=20), learned(20, seed=3, terms=terms)
+    whole, parts = InvertedIndex(precision="uint8"), InvertedIndex(precision="float32")
+    whole.add(np.arange(40_000), rows)
+    for start, stop in ((0, 25_000), (25_000, 37_000), (37_000, 40_000)):
+        parts.add(np.arange(start, stop), take(rows, np.arange(start, stop)))
+    gone = np.unique(whole.search(queries, 5).ids)
+    scores = products(queries, rows)
+    for allowed in (None, np.arange(1, 40_000, 2)):
+        for k in (1, 10, 300):
+            a, b = (index.search(queries, k, allowed=allowed) for index in (whole, parts))
+            np.testing.assert_array_equal(a.ids, b.ids)
+            np.testing.assert_array_equal(a.scores, b.scores)
+            check(a, scores, np.arange(40_000), k, allowed)
+        whole.remove(gone)
+        parts.remove(gone)
+        scores[:, gone[gone >= 0]] = 0
+
+
 def test_weights_and_counts_are_summed_in_one_index() -> None:
     """Columns below a boundary are weights, the others counts: the sum of the two indexes' scores."""
     boundary = 1000
@@ -255,3 +276,24 @@ def test_the_two_ways_make_the_same_lists(way: str) -> None:
             strict=True,
         ):
             np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("way", ["compiled"], indirect=True)
+def test_postings_beyond_the_31st_bit_are_found_where_they_are(way: str) -> None:
+    from reperio.indexes import pruning
+
+    index = InvertedIndex()
+    index.add(np.arange(20_000), learned(20_000, dim=50_000))
+    view = index._view
+    held, far = view.lists[0], 2**33
+    moved = held._replace(starts=held.starts + far, long_starts=held.long_starts + far // 4)
+    asked = view._asked(view.weigh(learned(1, seed=1, dim=50_000)), 0)
+    sums = np.zeros(lists.WINDOW, np.int32)
+    near, there = (pruning._prepare(part, asked, 0, len(asked.slots), 1.0, sums)[0] for part in (held, moved))
+    is_long = near.number >= 0
+    assert 0 < is_long.sum() < len(is_long)
+    np.testing.assert_array_equal(there.codes_from - near.codes_from, far)
+    np.testing.assert_array_equal(there.places_from - near.places_from, np.where(is_long, far // 4, far - far // 4))
+    np.testing.assert_array_equal(there.sizes, near.sizes)
+    assert postings.offsets(np.array([2**31 - 1, 5], np.int32)).tolist() == [0, 2**31 - 1, 2**31 + 4]
+    assert postings.spread(np.array([far]), np.array([3])).tolist() == [far, far + 1, far + 2]
