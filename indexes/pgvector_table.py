@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -60,7 +61,7 @@ class State:
     built: int = 0
 
 
-class PostgresTable:
+class PostgresTable(ABC):
     """What every index in PostgreSQL has in common: where its rows are.
 
     Parameters
@@ -79,9 +80,9 @@ class PostgresTable:
         self._kept = False
 
     @property
+    @abstractmethod
     def spec(self) -> Spec:
         """How to build this index again, empty; without the password of the URL."""
-        raise NotImplementedError
 
     @property
     def url(self) -> str | None:
@@ -102,15 +103,17 @@ class PostgresTable:
 
     # The table
 
+    @abstractmethod
     def _column(self, dim: int) -> str:
         """Type of the column ``value``."""
-        raise NotImplementedError
 
     def _prepare(self, connection: Any) -> None:
         """What must be in the database before the first table."""
+        return  # nothing, where an index says no more
 
     def _finish(self, connection: Any) -> None:
         """What must be in the table before the first row."""
+        return  # nothing, where an index says no more
 
     def _home(self) -> Database:
         if self._database is None:
@@ -222,6 +225,7 @@ class PostgresTable:
 
     def settle(self) -> None:
         """Make what was added quick to search."""
+        return  # nothing, where an index says no more
 
     def size(self) -> int:
         """Bytes on the server's disk."""

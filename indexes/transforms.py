@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reperio.embeddings import Dense
-from reperio.errors import ConfigurationError, ShapeError
+from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
 from reperio.indexes.flat import Metric, unit
 from reperio.protocols import Spec
 
@@ -73,7 +73,7 @@ class Transform(ABC):
 
     def lesson(self, sample: Dense) -> NDArray[np.float64]:
         """What is to be kept of a sample."""
-        raise NotImplementedError(f"{type(self).__name__} learns, but does not say what.")
+        raise UnsupportedOperation(f"{type(self).__name__} learns, but does not say what.", "Write its `lesson`.")
 
     def takes(self, learned: NDArray[np.float64], dim: int) -> bool:
         """Whether this is what a sample of d dimensions can have taught."""
