@@ -49,7 +49,7 @@ layers: install
 	$(BIN)/lint-imports
 
 tests: install
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 notebooks: install
 	$(RUN) notebooks/run.py
