@@ -93,7 +93,7 @@ def machines(package: Path) -> Iterator[Machines]:
     from ray.cluster_utils import Cluster
 
     memory = 100 * 2**20
-    # A machine that is lost is noticed within some seconds; one that is slow to start, or has no core free, is not lost.
+    # A machine that is lost is noticed within seconds; one that is slow to start, or has no core free, is not lost.
     pulse = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     head = {"num_cpus": 2, "object_store_memory": memory, "include_dashboard": False, "_system_config": pulse}
     running = Cluster(initialize_head=True, connect=False, head_node_args=head)
