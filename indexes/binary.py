@@ -416,6 +416,6 @@ class BinaryIndex:
             if meta["learnt"]:
                 stored = np.frombuffer((path / _FILE).read_bytes(), dtype=np.uint8)
                 index._walk = index._faiss.deserialize_index_binary(stored)
-                if index._walk.ntotal != index._size or index._walk.d != 8 * index._codes.shape[1]:
+                if index._walk.ntotal != index._size or index._walk.d != 8 * -(-(dim or 0) // 8):
                     raise ValueError(f"FAISS's file holds {index._walk.ntotal} rows of {index._walk.d} bits")
         return index

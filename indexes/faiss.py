@@ -79,7 +79,7 @@ class FaissIndex:
     Notes
     -----
     Douze et al.: The Faiss library. 2024. Ties go to the lower id within the k rows returned; which of several
-    rows tied at the k-th place is among them, FAISS decides. Adding while another thread searches needs a lock.
+    rows tied at the k-th place is among them, FAISS decides. Changing it while another thread searches needs a lock.
 
     Examples
     --------
@@ -309,6 +309,7 @@ class FaissIndex:
         """
         if not np.isfinite(threshold):
             raise InvalidInput(f"threshold is {threshold}.", "Give a score.")
+        allowed = check_search(1, allowed, options)
         vectors = check_dense(queries, what="queries", dim=self.dim)
         self._check(options, 1)
         held, main = self._held, self._held.ready

@@ -117,7 +117,7 @@ class OnGpu:
         fetch = min(k, held)
         if chosen is not None:
             fetch = min(chosen.total, 2 * fetch + 32) if 2 * held >= chosen.total else _RESULTS + 1
-        if not 0 < fetch <= _RESULTS or options.get("nprobe", 1) > _LISTS:
+        if not 0 < fetch * options.get("k_factor", 1) <= _RESULTS or options.get("nprobe", 1) > _LISTS:
             return None
         parameters = layers.parameters(options)
         with self._lock:

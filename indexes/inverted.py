@@ -17,7 +17,7 @@ from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_se
 from reperio.indexes.scoring import View
 from reperio.indexes.soundness import check_segment
 from reperio.indexes.stored import arguments, once_each, whole
-from reperio.indexes.verified import known, read_verified
+from reperio.indexes.verified import forget, known, read_verified
 from reperio.indexes.weighting import ALL, Weighting
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -303,9 +303,13 @@ class InvertedIndex:
             dim = None if meta["dim"] is None else whole(meta, "dim")
             segments = tuple(Segment.open(path, str(number)) for number in range(whole(meta, "segments")))
             if fresh:  # once, as the checksums
-                for segment in segments:
-                    check_segment(segment, dim or 0, index.precision)
-                once_each([segment.ids[segment.alive] for segment in segments])
+                try:
+                    for segment in segments:
+                        check_segment(segment, dim or 0, index.precision)
+                    once_each([segment.ids[segment.alive] for segment in segments])
+                except BaseException:
+                    forget(path)
+                    raise
             index._view = View(index.weighting, segments, dim)
         return index
 

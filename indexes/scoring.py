@@ -32,6 +32,9 @@ _THREADS = os.cpu_count() or 1
 _TO_EACH = 16
 """Queries that make another thread worth starting."""
 
+_MOST_TERMS = 2047
+"""Terms of a query beyond which a sum of bounds, each rounded up, may not fit 32 bits; such a query goes by term."""
+
 _ROW_COST = 256
 """Scoring a row costs about what summing this many postings does."""
 
@@ -254,7 +257,8 @@ class View:
     def _best(self, queries: Weighed, k: int, allowed: Positions | None) -> Neighbors:
         usable = self.alive
         positive = not len(queries.weights) or float(queries.weights.min()) > 0
-        if allowed is None and self.compiles and positive:
+        sizes = np.diff(queries.starts)
+        if allowed is None and self.compiles and positive and sizes.max(initial=0) <= _MOST_TERMS:
             return self._by_list(queries, k, usable, everything=self.all_alive)
         out = Neighbors(
             np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
@@ -265,10 +269,10 @@ class View:
         few = np.zeros(len(queries), dtype=np.bool_)
         if allowed is not None:
             few = len(allowed) * _ROW_COST < self._touched(queries) + len(self.ids)
-        asked = np.diff(queries.starts) > 0
+        asked = sizes > 0
         # A weight of zero, or below as okapi gives in tiny collections, bounds nothing.
         bad = np.concatenate([[0], np.cumsum(queries.weights <= 0)])[queries.starts]
-        summed = asked & ~few & (np.diff(bad) == 0) & self.compiles
+        summed = asked & ~few & (np.diff(bad) == 0) & (sizes <= _MOST_TERMS) & self.compiles
         for i in np.flatnonzero(asked & ~summed).tolist():
             one = queries.part(i, i + 1)
             found = self._by_row(one, allowed) if few[i] and allowed is not None else self._by_term(one, k, usable)

@@ -73,7 +73,7 @@ def _check_rows(segment: Segment, dim: int) -> None:
         "terms": within(segment.terms[:1], 0, np.inf) and within(segment.terms[-1:], 0, dim) and ascends(segment.terms),
         "row_starts": offsets_of(segment.row_starts, len(segment.row_slots)),
         "row_slots": within(segment.row_slots, 0, len(segment.terms)),
-        "row_values": within(segment.row_values, 0, _MOST + 1),
+        "row_values": within(segment.row_values, 0, np.float64(_MOST + 1)),
     }
     _refuse(sound)
     _refuse({"row_slots": ascends(segment.row_slots, segment.row_starts)})

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from reperio.artifacts import read_folder
 
-__all__ = ["known", "read_verified"]
+__all__ = ["forget", "known", "read_verified"]
 
 Stamp: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
 """Name, inode, size and times of change of each file: equal as long as no program has written to one."""
@@ -48,6 +48,11 @@ def read_verified(path: Path, kind: str, *, verify: bool = True, once: bool = Fa
 def known(path: Path) -> bool:
     """Whether this process has checked these files, and no program has written to one since."""
     return _stamp(path) in _SEEN
+
+
+def forget(path: Path) -> None:
+    """Have these files checked again: they are what was saved, and not what can be opened."""
+    _SEEN.pop(_stamp(path), None)
 
 
 def _stamp(path: Path) -> Stamp:

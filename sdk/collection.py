@@ -449,9 +449,10 @@ class Collection:
             yield
 
     def _hold(self, signals: Sequence[LiveSignal], held: ExitStack) -> bool:
-        seq = None
+        seq, least = None, 0
         if self._store.host is None:
             self._store.refresh()
+            least = self._store.seq
         else:  # an index in the database shows what this thread's snapshot shows; the others are brought to the same
             seq = held.enter_context(self._store.snapshot())
         try:
@@ -461,9 +462,9 @@ class Collection:
             self._renew(error)
             return False
         held.enter_context(self._lock.shared())
-        # Another thread may have gone on, or switched, since.
+        # Another thread may have gone on, or switched to an index that is a little behind, since.
         found = {signal.derived.seq for signal in signals if signal.derived.follows}
-        return len(found | ({seq} - {None})) <= 1
+        return len(found | ({seq} - {None})) <= 1 and min(found, default=least) >= least
 
     def _catch_up(self, signals: Sequence[LiveSignal]) -> None:
         while True:

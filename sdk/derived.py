@@ -225,7 +225,7 @@ class DerivedIndex:
             if current.generation is not None:
                 try:
                     loaded = self._open(current.generation, current.spec)
-                except ServerUnavailable:
+                except (ServerUnavailable, SnapshotTooOld):  # what CURRENT names is still to be loaded
                     self._stamp = None
                     raise
                 except (OSError, NotFound):  # damaged, newer, or removed while it was being read

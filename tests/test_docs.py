@@ -81,6 +81,8 @@ def test_every_python_block_runs_and_prints_what_the_page_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if (ray := sys.modules.get("ray")) is not None:  # a page begins without a cluster, whatever ran in this process
+        ray.shutdown()
     names: dict[str, Any] = {"__name__": "page"}
     printed: str | None = None
     for block in blocks(page):

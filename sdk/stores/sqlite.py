@@ -326,10 +326,16 @@ class SQLiteStore:
         for name in ids:
             check_id(name, "The id")
         sql = (
-            "SELECT id, row, text_hash, digest FROM documents "
-            "WHERE id IN (SELECT value FROM json_each(?)) AND removed IS NULL"
+            "SELECT x.id, d.id, d.row, d.text_hash, d.digest FROM documents AS x "
+            "JOIN documents AS d NOT INDEXED ON d.row = x.row "
+            "WHERE x.id IN (SELECT value FROM json_each(?)) AND x.removed IS NULL"
         )
-        return {name: Known(row, hashed, digest) for name, row, hashed, digest in self._read(sql, (json.dumps(ids),))}
+        out: dict[str, Known] = {}
+        for name, own, row, hashed, digest in self._read(sql, (json.dumps(ids),)):
+            # SQLite's own index led there.
+            self._vouch(None if own == name else f"the index of ids leads from {name!r} to {own!r}")
+            out[name] = Known(row, hashed, digest)
+        return out
 
     def matching(self, condition: Filter | None, /, *, at: int | None = None) -> IdSet:
         """Row keys of live documents that pass, sorted; of the commit ``at`` where given.
@@ -387,7 +393,9 @@ class SQLiteStore:
             f"SELECT from_hex(h.value), {_VECTOR} FROM json_each(?2) AS h "
             "JOIN embeddings AS e ON e.key = (SELECT y.key FROM documents AS x "
             "JOIN embeddings AS y ON y.key = x.row * 64 + ?1 "
-            "WHERE x.text_hash = from_hex(h.value) AND y.tokens IS NOT NULL LIMIT 1)"
+            "WHERE x.text_hash = from_hex(h.value) AND y.tokens IS NOT NULL LIMIT 1) "
+            # SQLite's own index led there: the row itself has the last word.
+            "JOIN documents AS d NOT INDEXED ON d.row = (e.key - ?1) / 64 AND d.text_hash = from_hex(h.value)"
         )
         found = self._read(sql, (signal, json.dumps([h.hex() for h in hashes])))
         return {hashed: self._vector(*row) for hashed, *row in found}

@@ -228,3 +228,10 @@ def test_its_specification_keeps_every_argument() -> None:
 def test_a_wrong_argument_is_refused_at_once(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         BinaryIndex(**arguments)  # type: ignore[arg-type]
+
+
+def test_an_index_that_has_learnt_and_holds_nothing_opens(tmp_path: Path) -> None:
+    index = BinaryIndex("BIVF8")
+    index.train(np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32))
+    index.save(tmp_path / "index")
+    assert len(BinaryIndex.open(tmp_path / "index")) == 0

@@ -172,3 +172,10 @@ def test_bad_input_is_named() -> None:
         index.search_range(QUERIES[:, :8], 0.5)
     with pytest.raises(ConfigurationError, match="nprobe"):
         index.search_range(QUERIES, 0.5, options={"nprobe": 3})
+
+
+@pytest.mark.parametrize("allowed", [np.array([40, 3, 7]), np.ones(9, dtype=bool), np.array([3, 3])])
+def test_a_set_out_of_order_is_refused_as_in_a_search(allowed: np.ndarray) -> None:
+    index = filled("Flat")
+    with pytest.raises(InvalidInput):
+        index.search_range(np.ones((1, index.dim or 1), dtype=np.float32), 0.5, allowed=allowed)

@@ -297,3 +297,25 @@ def test_postings_beyond_the_31st_bit_are_found_where_they_are(way: str) -> None
     np.testing.assert_array_equal(there.sizes, near.sizes)
     assert postings.offsets(np.array([2**31 - 1, 5], np.int32)).tolist() == [0, 2**31 - 1, 2**31 + 4]
     assert postings.spread(np.array([far]), np.array([3])).tolist() == [far, far + 1, far + 2]
+
+
+@pytest.mark.parametrize("terms", [2047, 2048, 2600])
+def test_a_query_of_thousands_of_terms_finds_the_row_that_holds_them_all(terms: int) -> None:
+    """A sum of so many bounds, each rounded up, does not fit 32 bits."""
+    rng = np.random.default_rng(0)
+    columns = [np.arange(terms), *(np.sort(rng.choice(terms, terms // 3, replace=False)) for _ in range(129))]
+    weights = [np.full(terms, 3.0), *(rng.uniform(0.5, 3, terms // 3) for _ in range(129))]
+    indptr = np.cumsum([0, *map(len, columns)])
+    rows = Sparse(indptr, np.concatenate(columns), np.concatenate(weights).astype(np.float32), terms)
+    index = InvertedIndex()
+    index.add(np.arange(130), rows)
+    query = Sparse(np.array([0, terms]), np.arange(terms), np.ones(terms, dtype=np.float32), terms)
+    scores = index.score(query, np.arange(130)[None])[0]
+    assert index.search(query, 3).ids[0].tolist() == np.argsort(-scores, kind="stable")[:3].tolist()
+
+
+def test_the_highest_weight_that_may_be_added_may_be_opened(tmp_path: Path) -> None:
+    index = InvertedIndex()
+    index.add(np.array([1]), Sparse(np.array([0, 1]), np.array([3]), np.array([2.0**24], dtype=np.float32), 8))
+    index.save(tmp_path / "index")
+    assert InvertedIndex.open(tmp_path / "index").ids.tolist() == [1]

@@ -125,3 +125,13 @@ def test_checks_in_parts_say_what_checks_of_the_whole_say(monkeypatch: pytest.Mo
     assert not finite(np.array([1, np.nan]))
     assert not within(np.array([np.nan]), 0, 1)
     assert finite(np.empty(0))
+
+
+def test_what_was_refused_is_refused_again(tmp_path: Path) -> None:
+    index = InvertedIndex()
+    index.add(np.arange(10, 70), sparse(0, 60))
+    index.save(tmp_path / "x")
+    rewritten(tmp_path / "x", "0-row_slots.npy", put(5, 1 << 30))
+    for _ in range(2):
+        with pytest.raises(CorruptArtifact, match="is no InvertedIndex"):
+            InvertedIndex.open(tmp_path / "x")
