@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -290,3 +291,37 @@ def test_an_index_of_ids_that_leads_to_another_document_is_noticed(tmp_path: Pat
         with pytest.raises(CorruptArtifact):
             collection.delete(["doc-aaaa"])
         assert collection.count() == 3
+
+
+def test_a_switch_between_replaying_and_searching_takes_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a search has seen of commits, the index that is switched to has to have, too."""
+    with Collection.open(tmp_path / "c", signals=lexical()) as collection:
+        collection.upsert([Document("a", "alpha word"), Document("b", "beta word")], progress=False)
+        assert collection.search("word").ids == ["a", "b"]
+        waiting, go = threading.Event(), threading.Event()
+        alone, replay = collection._upkeep._alone, collection._replay
+
+        @contextmanager
+        def late() -> Iterator[None]:
+            waiting.set()
+            assert go.wait(20)
+            with alone():
+                yield
+
+        monkeypatch.setattr(collection._upkeep, "_alone", late)
+        switch = threading.Thread(target=collection.reindex, args=("bm25", BM25Index()))
+        switch.start()
+        assert waiting.wait(20)
+        collection.upsert([Document("n", "gamma word")], progress=False)
+        collection.delete(["a"])
+
+        def replay_then_switch(signals: Any) -> None:
+            replay(signals)
+            if not go.is_set():
+                go.set()
+                switch.join()
+
+        monkeypatch.setattr(collection, "_replay", replay_then_switch)
+        assert collection.search("word").ids == ["b", "n"]
