@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 from reperio.agreement import metric_of
 from reperio.embeddings import Ids
-from reperio.errors import ConfigurationError, ReperioError
+from reperio.errors import ConfigurationError
 from reperio.protocols import Housed, Index, Spec
 from reperio.registry import build, registered
-from reperio.signals import LiveSignal, check_index
+from reperio.signals import LiveSignal
 
 Given: TypeAlias = Index[Any] | Spec | str
 """An empty index, its specification, the name of its class, or a FAISS factory string."""
@@ -66,13 +66,8 @@ def _spec(signal: LiveSignal, given: Given | None, rows: Ids, *, hosted: bool) -
     if None not in metrics and metrics[0] != metrics[1]:
         problem = f"{what} measures by {metrics[1]!r}, the source's by {metrics[0]!r}."
         raise ConfigurationError(problem, f"Give it metric={metrics[0]!r}.")
-    if len(rows) and given is not None:
-        embeddings = signal.embed(rows)
-        try:
-            check_index(fresh, embeddings)
-        except (ReperioError, AttributeError, TypeError, ValueError) as error:
-            problem = f"{what}, {fresh.spec['type']}, cannot hold its {signal.kind} embeddings: {error}"
-            raise ConfigurationError(problem, "Choose one for this kind.") from error
+    if given is not None:
+        signal.check(fresh, rows)
     return dict(fresh.spec)
 
 

@@ -264,11 +264,18 @@ class Collection:
             Its name.
         index
             Empty, of the signal's kind; or a FAISS factory string, with the metric of the index in use.
+
+        Raises
+        ------
+        ConfigurationError
+            If it cannot hold the signal's embeddings; nothing is done then.
+        ReadOnly
         """
         self._check_writable()
         fresh = self._from_factory(signal, index) if isinstance(index, str) else index
         if len(fresh):
             raise ConfigurationError(f"The index holds {len(fresh)} rows already.", "Give an empty index.")
+        self._named(signal).check(fresh)
         self._upkeep.reindex(self._named(signal), fresh)
 
     def rollback(self, signal: str) -> None:

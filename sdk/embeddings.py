@@ -92,6 +92,16 @@ def kind_of(embeddings: Embeddings) -> Kind:
     return "multi-vector" if isinstance(embeddings, MultiVector) else "dense"
 
 
+def example(kind: str, *, dim: int) -> Embeddings | NDArray[np.object_]:
+    """One row such as an encoder of this kind and size makes, ``"text"`` among the kinds."""
+    if kind == "text":
+        return np.array(["text"], dtype=np.object_)
+    if kind == "sparse":
+        return Sparse(np.array([0, 1]), np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.float32), dim)
+    one = np.ones((1, dim), dtype=np.float32)
+    return MultiVector(one, np.array([0, 1])) if kind == "multi-vector" else one
+
+
 def check_dense(vectors: object, *, what: str, dim: int | None = None, rows: int | None = None) -> Dense:
     """Return ``vectors`` as float32 ``(n, d)``, or say what is wrong with them.
 

@@ -11,8 +11,14 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from reperio.derived import DerivedIndex
-from reperio.embeddings import Dense, Ids, IdSet, Kind, check_dense, check_multi_vector, from_bytes, to_bytes
-from reperio.errors import ConfigurationError, CorruptArtifact, FingerprintMismatch, UnsupportedOperation
+from reperio.embeddings import Dense, Ids, IdSet, Kind, check_dense, check_multi_vector, example, from_bytes, to_bytes
+from reperio.errors import (
+    ConfigurationError,
+    CorruptArtifact,
+    FingerprintMismatch,
+    ReperioError,
+    UnsupportedOperation,
+)
 from reperio.hosted import HostedIndex
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.multivector import MultiVectorIndex
@@ -63,7 +69,10 @@ def describe(signal: Signal[Any]) -> dict[str, Any]:
         raise ConfigurationError("A signal of texts stores no embeddings.", "Declare it with Signal(…, stored=False).")
     canaries = _canaries(signal.encoder)
     fresh: Index[Any] = build(signal.index.spec)
-    if canaries is not None:
+    fingerprint = signal.encoder.fingerprint
+    if canaries is None:  # it encodes nothing itself
+        check_index(fresh, example(fingerprint.kind, dim=fingerprint.dim))
+    else:
         check_index(fresh, signal.encoder.encode_document(CANARIES).embeddings)
     return {
         "encoder": dict(signal.encoder.spec),
@@ -218,6 +227,24 @@ class LiveSignal:
     def scans_exactly(self) -> bool:
         """Whether a small set of rows is best scored one by one, past the index; a server does that itself."""
         return self.kind != "sparse" and self.stored and not isinstance(self.index, Served)
+
+    def check(self, index: Index[Any], rows: Ids | None = None) -> None:
+        """Refuse an index that cannot hold the signal's embeddings: these rows', or any.
+
+        Raises
+        ------
+        ConfigurationError
+        """
+        stored = None if rows is None or not len(rows) else self.embed(rows)
+        embeddings = example(self.kind, dim=self.fingerprint.dim) if stored is None else stored
+        served = isinstance(index, Served)
+        try:
+            check_index(index if served else build(index.spec), embeddings)
+            if not served:
+                index.search(embeddings, 1)  # what it has learnt already may be of another size
+        except (ReperioError, AttributeError, TypeError, ValueError) as error:
+            what = f"The index for {self.name!r}, {index.spec['type']}, cannot hold its {self.kind} embeddings"
+            raise ConfigurationError(f"{what}: {error}", "Choose one for this kind.") from error
 
     def encode(self, texts: Sequence[str]) -> list[Vector]:
         """Documents' embeddings, ready to be stored."""

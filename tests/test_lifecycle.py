@@ -14,12 +14,14 @@ import pytest
 
 from reperio import Collection, Document, Field, Signal, lexical, upkeep
 from reperio.encoders.bm25 import BM25Encoder
+from reperio.encoders.given import GivenVectors
 from reperio.encoders.hashing import HashEncoder
 from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, NotFound
 from reperio.generations import Generations
 from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
+from reperio.testing.index import clustered
 
 
 def signals() -> dict[str, Signal[Any]]:
@@ -272,6 +274,46 @@ def test_what_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput):
             Collection.open(tmp_path / "c", signals=signals_)
         assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("signal", "index", "says"),
+    [
+        ("bm25", lambda: FlatIndex("ip"), r"for 'bm25', FlatIndex, cannot hold its sparse embeddings"),
+        ("dense", BM25Index, r"for 'dense', BM25Index, cannot hold its dense embeddings"),
+        ("dense", lambda: "IVF4,PQ7", r"cannot hold .*512 dimensions"),
+        ("dense", lambda: learnt(64), r"cannot hold .*512 dimensions, expected 64"),
+    ],
+)
+def test_an_index_of_another_kind_or_size_is_refused_before_there_is_a_document(
+    tmp_path: Path, full: bool, signal: str, index: Callable[[], Any], says: str
+) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(5) if full else [])
+        with pytest.raises(ConfigurationError, match=says):
+            c.reindex(signal, index())
+        with pytest.raises(NotFound):
+            c.rollback(signal)
+        c.upsert([Document("w", "a walrus")], progress=False)
+        assert c.search("walrus", 1, signals=[signal]).ids == ["w"]
+    with Collection.open(tmp_path / "c", mode="r") as c:
+        assert c.verify().problems == ()
+
+
+def test_vectors_that_the_caller_brings_are_checked_without_an_encoder(tmp_path: Path) -> None:
+    given: dict[str, Signal[Any]] = {"dense": Signal(GivenVectors(8), FlatIndex())}
+    with Collection.open(tmp_path / "c", signals=given) as c:
+        with pytest.raises(ConfigurationError, match="cannot hold its dense embeddings"):
+            c.reindex("dense", BM25Index())
+        c.reindex("dense", "HNSW8")
+
+
+def learnt(dim: int) -> FaissIndex:
+    """Trained, and empty."""
+    index = FaissIndex("IVF2,Flat", train_size=99)
+    index.train(clustered(99, dim))
+    return index
 
 
 def test_an_index_of_ids_that_leads_to_another_document_is_noticed(tmp_path: Path) -> None:

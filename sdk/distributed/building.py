@@ -18,10 +18,9 @@ from reperio.artifacts import new_folder, read_folder
 from reperio.distributed.cluster import READER, Workers, cluster, tables
 from reperio.distributed.columns import batches, from_columns, strings, write
 from reperio.distributed.encoded import FILE, EncodedTexts
-from reperio.distributed.loading import sample
 from reperio.distributed.plan import alone, settings_of
 from reperio.distributed.sharded import KIND, NAMES, PLAN, SHARD
-from reperio.embeddings import Embeddings, Ids
+from reperio.embeddings import Embeddings, Ids, example
 from reperio.errors import ConfigurationError, StorageError
 from reperio.extras import load
 from reperio.protocols import Index, Spec, Trainable
@@ -151,7 +150,7 @@ def _tried(index: Spec | Index[Any], texts: EncodedTexts, shards: int, budget: i
     if budget is not None and (empty.spec["options"] or empty.spec["recall"] or empty.spec["device"] != "cpu"):
         fix = "Leave them out; give options when searching."
         raise ConfigurationError("memory_budget goes without options, recall and another device.", fix)
-    empty.add(np.zeros(1, dtype=np.int64), sample(texts.fingerprint))
+    empty.add(np.zeros(1, dtype=np.int64), example(texts.fingerprint.kind, dim=texts.fingerprint.dim))
     size = empty.training_size if isinstance(empty, Trainable) else 0
     return empty, size if size <= len(texts) else 0
 

@@ -17,7 +17,7 @@ from reperio.artifacts import MANIFEST, new_folder
 from reperio.distributed.cluster import Workers, cluster, tables
 from reperio.distributed.encoded import EncodedTexts
 from reperio.distributed.plan import alone, settings_of
-from reperio.embeddings import Embeddings, MultiVector, Sparse
+from reperio.embeddings import example
 from reperio.errors import ConfigurationError, CorruptArtifact, StorageError
 from reperio.extras import load
 from reperio.protocols import Index, Spec
@@ -83,7 +83,8 @@ class Target:
             saved = self.opened(folder).spec
             settings_of(saved, given.spec, folder)
         else:
-            given.add(np.zeros(1, dtype=np.int64), sample(fingerprint))  # so that no two processes make the table
+            one = example(fingerprint.kind, dim=fingerprint.dim)
+            given.add(np.zeros(1, dtype=np.int64), one)  # so that no two processes make the table
             given.remove(np.zeros(1, dtype=np.int64))
             given.save(folder)
         self.let_go(given)
@@ -120,14 +121,6 @@ class Target:
 
 def _embedded(index: Any) -> bool:
     return bool(getattr(index, "embedded", False))
-
-
-def sample(fingerprint: Fingerprint) -> Embeddings:
-    """One row of the kind and size that an encoder makes."""
-    one = np.full((1, 1 if fingerprint.kind == "sparse" else fingerprint.dim), 1, dtype=np.float32)
-    if fingerprint.kind == "sparse":
-        return Sparse(np.array([0, 1]), np.zeros(1, dtype=np.int64), one[0], fingerprint.dim)
-    return MultiVector(one, np.array([0, 1])) if fingerprint.kind == "multi-vector" else one
 
 
 def load_into(
