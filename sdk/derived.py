@@ -245,7 +245,11 @@ class DerivedIndex:
                 problem = f"The index of {self.folder.name} is on a server that no checkpoint names."
                 raise StorageError(problem, "Open the collection for writing once, where it was written.")
             # Where the rows will be is known before there are any: a crash leaves none that nobody knows of.
-            self._write(keep=current.previous)
+            try:
+                self._write(keep=current.previous)
+            except BaseException:
+                self.forget()
+                raise
 
     def _use(self, beside: Beside) -> None:
         self._index, self.seq, self.saved = beside.index, beside.seq, beside.saved
@@ -329,7 +333,11 @@ class DerivedIndex:
         assert self._index is not None
         spec = self._generations.current().spec
         name = self._save(self._index, self.seq, spec, {"born": self._born, "dead": self._taken})
-        self._stamp = self._generations.use(Current(spec, name, keep))
+        try:
+            self._stamp = self._generations.use(Current(spec, name, keep))
+        except BaseException:
+            self._abandon(name)
+            raise
         self.saved, self._born = self.seq, self._born or name
         self._generations.prune(name, keep)
 
@@ -400,9 +408,13 @@ class DerivedIndex:
     def discard(self, beside: Beside) -> None:
         """It will not be used."""
         if beside.name is not None and beside.born == beside.name:
-            current = self._generations.current()
-            if beside.name not in (current.generation, current.previous):
-                self._generations.abandon(beside.name)
+            self._abandon(beside.name)
+
+    def _abandon(self, name: str) -> None:
+        """Remove a generation that nothing has come to name."""
+        current = self._generations.current()
+        if name not in (current.generation, current.previous):
+            self._generations.abandon(name)
 
     def tidy(self) -> None:
         """Remove generations that are neither in use nor to roll back to."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text, sealed, unsealed
+from reperio.artifacts import new_folder, read_folder, replace_text, sealed, unsealed
 from reperio.errors import CorruptArtifact, NewerFormat, NotFound
 from reperio.protocols import Index, Mappable, Served, Spec
 from reperio.registry import resolve
@@ -111,9 +112,8 @@ class Generations:
         past = [path for path in self._paths() if path.name not in kept and not self._busy(path)]
         if past:
             self._drop(past, [path for path in self._paths() if path.name in kept or self._busy(path)])
-        with disk_errors(self.folder):
-            for path in past:
-                shutil.rmtree(path)
+        for path in past:
+            remove(path)
 
     def _busy(self, path: Path) -> bool:
         """Whether it is being written by this object, under its own name or a passing one."""
@@ -173,6 +173,17 @@ class Generations:
                 with suppress(FileNotFoundError):
                     total += Path(folder, file).stat().st_size
         return total
+
+
+def remove(past: Path) -> None:
+    """Remove a folder that is past; what cannot be removed is told, and harms nothing."""
+    try:
+        shutil.rmtree(past)
+    except FileNotFoundError:  # another was quicker
+        pass
+    except OSError as error:
+        reason = error.strerror or error
+        warnings.warn(f"{past} is not used any more, and cannot be removed: {reason}.", stacklevel=2)
 
 
 def _open(kind: Any, path: Path, how: dict[str, bool]) -> Index[Any]:

@@ -6,7 +6,6 @@ client into a folder of its own, which is only a cache.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from reperio.artifacts import disk_errors
 from reperio.derived import Beside, DerivedIndex, replay
 from reperio.embeddings import Ids
 from reperio.errors import NotFound, ServerUnavailable
+from reperio.generations import remove
 from reperio.protocols import Generation, Host, Housed, Index, Spec, Store
 from reperio.registry import build
 
@@ -252,10 +252,9 @@ class HostedIndex:
     def _tidy(self) -> None:
         """Remove this client's caches of what is past; a higher number is being made."""
         kept = {g.number for g in (self._host.current(self._number), self._host.previous(self._number)) if g}
-        with disk_errors(self.folder):
-            for path in self.folder.iterdir():
-                if path.name.isdecimal() and int(path.name) < max(kept) and int(path.name) not in kept:
-                    shutil.rmtree(path)
+        for path in self.folder.iterdir():
+            if path.name.isdecimal() and int(path.name) < max(kept) and int(path.name) not in kept:
+                remove(path)
 
     # Saving and switching
 
@@ -321,7 +320,8 @@ class HostedIndex:
             with self._cache_alone() as alone:
                 if alone:
                     used.tidy()
-        self.clean()
+        with suppress(ServerUnavailable):  # the switch is made: what is past waits for the next writer
+            self.clean()
 
     @property
     def _own(self) -> DerivedIndex:

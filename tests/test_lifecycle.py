@@ -108,6 +108,76 @@ def fail(*_: object) -> None:
     raise OSError("the disk is on fire")
 
 
+def generations(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "indexes/dense").iterdir() if path.is_dir())
+
+
+def test_what_cannot_be_cleaned_after_a_switch_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(20))
+        c.checkpoint()
+        c.reindex("dense", FlatIndex("ip"))  # the first one is kept to roll back to
+        with monkeypatch.context() as patched:
+            patched.setattr("reperio.generations.shutil.rmtree", fail)
+            with pytest.warns(UserWarning, match="cannot be removed: the disk is on fire"):
+                c.reindex("dense", FlatIndex("l2"))
+            c.upsert([Document("w", "a walrus")])
+            with pytest.warns(UserWarning, match="cannot be removed"):
+                c.checkpoint()
+        assert c.stats().signals["dense"]["index"]["metric"] == "l2"
+        assert len(generations(tmp_path / "c")) == 4
+        c.upsert([Document("v", "a vole")])
+        c.checkpoint()
+        assert len(generations(tmp_path / "c")) == 2
+        assert c.verify().problems == ()
+
+
+@pytest.mark.parametrize("step", ["checkpoint", "reindex"])
+def test_a_generation_that_no_file_could_be_made_to_name_does_not_stay(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collection.open(tmp_path / "c", signals={"dense": signals()["dense"]}) as c:
+        c.upsert(documents(20))
+        c.checkpoint()
+        steps: dict[str, Callable[[], object]] = {
+            "checkpoint": c.checkpoint,
+            "reindex": lambda: c.reindex("dense", FlatIndex("ip")),
+        }
+        before = generations(tmp_path / "c")
+        for i in range(3):
+            c.upsert([Document(f"w{i}", f"a walrus {i}")])
+            with monkeypatch.context() as patched:
+                patched.setattr(Generations, "use", fail)
+                with pytest.raises(OSError, match="the disk is on fire"):
+                    steps[step]()
+            assert generations(tmp_path / "c") == before
+        assert c.search("walrus 2", 1, signals=["dense"]).ids == ["w2"]
+        c.checkpoint()
+        assert len(generations(tmp_path / "c")) == 1
+        assert c.verify().problems == ()
+
+
+def test_a_generation_that_is_named_stays_though_the_disk_failed_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = Generations.use
+
+    def named_then_fail(self: Generations, current: Any) -> Any:
+        use(self, current)
+        fail()
+
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(20))
+        with monkeypatch.context() as patched:
+            patched.setattr(Generations, "use", named_then_fail)
+            with pytest.raises(OSError, match="the disk is on fire"):
+                c.checkpoint()
+    with Collection.open(tmp_path / "c", mode="r") as c:
+        assert c.verify().problems == ()
+
+
 def test_a_reader_does_not_read_a_later_checkpoint_of_the_index_that_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

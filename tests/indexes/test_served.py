@@ -405,6 +405,25 @@ def test_a_collection_whose_table_was_dropped_is_built_anew(make: Make, tmp_path
         assert collection.verify().ok
 
 
+def test_a_table_that_no_checkpoint_could_be_made_to_name_is_not_used(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the disk is on fire")
+
+    prefix = f"unnamed{abs(hash(str(tmp_path))) % 10**9}"
+    with Collection.open(tmp_path / "c", signals={"dense": Signal(HashEncoder(64), make(prefix=prefix))}) as collection:
+        with monkeypatch.context() as patched:
+            patched.setattr("reperio.generations.Generations.use", fail)
+            with pytest.raises(OSError, match="the disk is on fire"):
+                collection.upsert(DOCUMENTS)
+        collection.upsert([Document("late", "a walrus")])
+        assert (tmp_path / "c" / "indexes" / "dense" / "CURRENT").exists()  # before there are rows
+        assert collection.search("walrus", 1).ids == ["late"]
+        assert collection.verify().ok
+        assert len(names(make(), prefix)) == 1
+
+
 def test_reindex_and_compact_leave_no_table_behind(make: Make, tmp_path: Path) -> None:
     """Two tables at most: the one in use, and the one to roll back to."""
     prefix = f"kept{abs(hash(str(tmp_path))) % 10**9}"
