@@ -5,6 +5,7 @@ Shapes: n positions, m of them chosen.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +53,15 @@ class Chosen:
         return np.packbits(self.mask, bitorder="little")
 
 
+@dataclass(slots=True)
+class _Known:
+    """What searches have found out about the rows, as long as none comes or goes."""
+
+    last: tuple[IdSet, Chosen] | None = None
+    living: Chosen | None = None
+    run: bool | None = None
+
+
 class KeyedRows(Rows):
     """Row keys and their positions, and what a set of keys chooses.
 
@@ -59,56 +69,58 @@ class KeyedRows(Rows):
     time that it takes to mark their rows.
     """
 
-    _last: tuple[IdSet, Chosen] | None = None
+    def __init__(self, ids: Ids | None = None, alive: NDArray[np.bool_] | None = None) -> None:
+        super().__init__(ids, alive)
+        self._known = _Known()
 
     def append(self, ids: Ids) -> None:
         """Give the next positions to these keys, each once; where they stood before is dead."""
-        self._forget()
-        super().append(ids)
+        try:
+            super().append(ids)
+        finally:
+            self._known = _Known()
 
     def bury(self, size: int) -> None:
         """Make positions up to ``size`` dead that were filled, but never given to a key."""
-        self._forget()
-        super().bury(size)
+        try:
+            super().bury(size)
+        finally:
+            self._known = _Known()
 
     def remove(self, ids: Ids) -> int:
         """Mark the positions of these keys dead; returns how many were alive."""
-        self._forget()
-        return super().remove(ids)
+        try:
+            return super().remove(ids)
+        finally:
+            self._known = _Known()
 
     @property
     def asked(self) -> IdSet | None:
         """The last set asked for: `chosen` need not compare it, where it is given itself."""
-        last = self._last
+        last = self._known.last
         return None if last is None else last[0]
 
     def chosen(self, allowed: IdSet | None) -> Chosen | None:
         """The positions of these keys that are alive; None where every position may be returned."""
+        known = self._known  # what was found out before a change is not kept for what comes after it
         if allowed is None:
-            return None if len(self) == len(self.ids) else self._living
-        keys, last = np.asarray(allowed, dtype=np.int64), self._last
+            if len(self) == len(self.ids):
+                return None
+            if known.living is None:  # one that is empty is falsy
+                known.living = Chosen(np.flatnonzero(self.alive), len(self.ids))
+            return known.living
+        keys, last = np.asarray(allowed, dtype=np.int64), known.last
         if last is None or (last[0] is not keys and not np.array_equal(last[0], keys)):
-            last = self._last = (keys.copy(), Chosen(self._positions(keys), len(self.ids)))
+            last = known.last = (keys.copy(), Chosen(self._positions(keys, known), len(self.ids)))
         return last[1]
 
-    def _positions(self, keys: IdSet) -> Positions:
-        if not self._is_run:
+    def _positions(self, keys: IdSet, known: _Known) -> Positions:
+        if known.run is None:
+            # Keys follow each other without a gap: a key is its own position but for the first.
+            known.run = bool(len(self.ids)) and bool((np.diff(self.ids) == 1).all())
+        if not known.run:
             found = self.find(keys)
             return found[found >= 0]
         first = int(self.ids[0])
         found = keys[np.searchsorted(keys, first) : np.searchsorted(keys, first + len(self.ids))] - first
         return found if len(self) == len(self.ids) else found[self.alive[found]]
-
-    @cached_property
-    def _living(self) -> Chosen:
-        return Chosen(np.flatnonzero(self.alive), len(self.ids))
-
-    @cached_property
-    def _is_run(self) -> bool:
-        """Whether keys follow each other without a gap, so that a key is its own position but for the first."""
-        return bool(len(self.ids)) and bool((np.diff(self.ids) == 1).all())
-
-    def _forget(self) -> None:
-        self._last = None
-        for name in ("_living", "_is_run"):
-            self.__dict__.pop(name, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import faiss
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from reperio.indexes import FaissIndex, FlatIndex
 from reperio.indexes.chosen import KeyedRows
 from reperio.indexes.filtered import FilteredSearch
+from reperio.indexes.rows import Rows
 from reperio.testing.index import clustered
 
 ROWS = 4000
@@ -204,3 +206,48 @@ def test_what_was_kept_is_forgotten_when_rows_come_and_go() -> None:
     assert len(rows.chosen(None) or []) == 11
     rows.bury(20)
     assert len(rows.chosen(allowed) or []) == 9
+
+
+@pytest.mark.parametrize("step", ["remove", "append", "bury"])
+@pytest.mark.parametrize("when", ["before", "meanwhile", "after"])
+def test_a_search_in_the_middle_of_a_change_leaves_nothing_of_the_old_rows(
+    step: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It marks what it found while rows come and go, just before or after: no later search is told of it."""
+    rows, allowed = KeyedRows(), np.arange(10)
+    rows.append(np.arange(5))
+    rows.remove(np.array([4]))
+    change, positions = getattr(Rows, step), KeyedRows._positions
+
+    def searched(self: Rows, argument: Any) -> Any:
+        if when == "before":
+            look(rows)
+        out = change(self, argument)
+        if when == "after":
+            look(rows)
+        return out
+
+    def look(rows: KeyedRows) -> None:
+        rows.chosen(None)
+        rows.chosen(allowed)
+
+    def late(self: KeyedRows, *arguments: Any) -> Any:
+        """The rows change after a search has looked at them, before it keeps what it saw."""
+        found = positions(self, *arguments)
+        patched.setattr(KeyedRows, "_positions", positions)
+        getattr(self, step)(argument)
+        return found
+
+    argument: Any = {"remove": np.array([3]), "append": np.array([7]), "bury": 9}[step]
+    with monkeypatch.context() as patched:
+        if when == "meanwhile":
+            patched.setattr(KeyedRows, "_positions", late)
+            rows.chosen(allowed)
+        else:
+            patched.setattr(Rows, step, searched)
+            getattr(rows, step)(argument)
+    held = {"remove": {0, 1, 2}, "append": {0, 1, 2, 3, 7}, "bury": {0, 1, 2, 3}}[step]
+    for chosen in (rows.chosen(allowed), rows.chosen(None)):
+        assert chosen is not None
+        assert set(rows.ids[chosen.positions].tolist()) == held
+        assert len(chosen.mask) == len(rows.ids)
