@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reperio.embeddings import Dense
 from reperio.errors import ConfigurationError
@@ -96,9 +97,10 @@ class HnswlibIndex(LabelledIndex):
     def _read(self, folder: Path, dim: int) -> _Graph:
         graph = self._graph(dim)
         graph.load_index(str(folder / _GRAPH))
-        vectors = read_array(folder / _VECTORS, np.float32, (len(self._rows.ids), dim), mapped="r")
-        if graph.get_current_count() != len(vectors) or not finite(vectors):
-            raise ValueError(f"its graph is of {graph.get_current_count()} rows, or {_VECTORS} is not finite")
+        vectors = read_array(folder / _VECTORS, np.float32, (None, dim), mapped="r")
+        held = graph.get_current_count()
+        if not held <= len(vectors) <= len(self._rows.ids) or not finite(vectors):
+            raise ValueError(f"its graph is of {held} rows, {_VECTORS} of {len(vectors)}, or not finite")
         return _Graph(graph, vectors)
 
     def _graph(self, dim: int) -> Any:
@@ -116,14 +118,22 @@ class _Graph:
         self._graph, self._vectors, self._size = graph, vectors, len(vectors)
         graph.set_ef(1)  # as many as are asked for
 
+    def __len__(self) -> int:
+        return int(self._graph.get_current_count())
+
+    def has(self, labels: Positions) -> NDArray[np.bool_]:
+        held = np.array(self._graph.get_ids_list(), dtype=np.int64)
+        return np.isin(labels, held[held < self._size])
+
     def append(self, start: int, vectors: Dense) -> None:
         size = start + len(vectors)
         if size > self._graph.get_max_elements():
             self._graph.resize_index(max(size, self._graph.get_max_elements() * 3 // 2))
         self._vectors = grown(self._vectors, size)
+        self._vectors[self._size : start] = 0  # of labels that it never had
         self._vectors[start:size] = vectors
-        self._graph.add_items(vectors, np.arange(start, size), num_threads=1 if len(vectors) < FEW else -1)
         self._size = size
+        self._graph.add_items(vectors, np.arange(start, size), num_threads=1 if len(vectors) < FEW else -1)
 
     def propose(self, queries: Dense, count: int) -> Positions:
         try:

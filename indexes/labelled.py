@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
@@ -44,13 +45,22 @@ _WIDER = 2
 
 
 class Engine(Protocol):
-    """Vectors under the labels 0, 1, 2, …; none is ever replaced or taken away."""
+    """Vectors under the labels 0, 1, 2, …; none is ever replaced or taken away.
+
+    Where taking some was interrupted, it lacks labels below those that it has: these are dead.
+    """
 
     ranks: bool
     """Whether `propose` gives labels in the order of their scores; if not, all that it gives are scored."""
 
     looking: float
     """What scoring a row takes that is decoded for it, where following one candidate of a walk is 1."""
+
+    def __len__(self) -> int: ...
+
+    def has(self, labels: Positions) -> NDArray[np.bool_]:
+        """Whether it has a vector under each label, ``(m,)``."""
+        ...
 
     def append(self, start: int, vectors: Dense) -> None:
         """Take vectors, ``(m, d)``, under the labels from ``start``."""
@@ -156,7 +166,7 @@ class LabelledIndex(ABC):
         ids = check_ids(ids, rows=len(vectors))
         if not len(ids):
             return
-        engine = self._engine or self._made(vectors.shape[1])
+        engine = self._made(vectors.shape[1]) if self._engine is None else self._engine
         parts = (self._scaled(vectors[at : at + _CHUNK]) for at in range(0, len(vectors), _CHUNK))
         try:
             _append(engine, len(self._rows.ids), parts)
@@ -319,9 +329,20 @@ class LabelledIndex(ABC):
             index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
             if index._dim is not None:
                 index._engine = index._read(path, index._dim)
+                index._check_held(index._engine)
             elif len(index._rows.ids):
                 raise ValueError(f"it has {len(index._rows.ids)} keys and no rows")
         return index
+
+    def _check_held(self, engine: Engine) -> None:
+        total = len(self._rows.ids)
+        if len(engine) > total:
+            raise ValueError(f"its engine has {len(engine)} rows, and there are {total} keys")
+        if len(engine) < total:  # taking some was interrupted once
+            alive = np.flatnonzero(self._rows.alive)
+            lacking = alive[~engine.has(alive)]
+            if len(lacking):
+                raise ValueError(f"its engine lacks {len(lacking)} rows, of label {lacking[0]} the first")
 
 
 def check_positive(**settings: int) -> None:

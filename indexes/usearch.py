@@ -121,11 +121,11 @@ class UsearchIndex(LabelledIndex):
 
     def _read(self, folder: Path, dim: int) -> _Graph:
         made = self._made(dim)
-        wanted = (len(self._rows.ids), made.graph.ndim, made.graph.dtype)
+        wanted = (made.graph.ndim, made.graph.dtype)
         made.graph.load(str(folder / _FILE))
-        found = (len(made.graph), made.graph.ndim, made.graph.dtype)
+        found = (made.graph.ndim, made.graph.dtype)
         if found != wanted:
-            raise ValueError(f"{_FILE} holds rows, dimensions and precision {found}, not {wanted}")
+            raise ValueError(f"{_FILE} holds dimensions and precision {found}, not {wanted}")
         return made
 
 
@@ -135,6 +135,12 @@ class _Graph:
     def __init__(self, graph: Any, dim: int, dtype: Precision) -> None:
         self.graph, self._dim, self._dtype = graph, dim, dtype
         self.ranks = dtype not in ("i8", "b1")
+
+    def __len__(self) -> int:
+        return len(self.graph)
+
+    def has(self, labels: Positions) -> NDArray[np.bool_]:
+        return np.asarray(self.graph.contains(labels), dtype=np.bool_)
 
     def append(self, start: int, vectors: Dense) -> None:
         labels = np.arange(start, start + len(vectors))

@@ -18,7 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from reperio.errors import ConfigurationError, CorruptArtifact, DiskFull, MissingDependency
 from reperio.indexes import FlatIndex, HnswlibIndex, UsearchIndex
 from reperio.indexes.labelled import LabelledIndex
+from reperio.indexes.rows import grown
 from reperio.registry import build
+from reperio.testing.damage import held, resealed
 from reperio.testing.index import clustered
 
 Make = Callable[..., LabelledIndex]
@@ -297,6 +299,68 @@ def test_rows_that_the_engine_fails_to_take_are_not_there(make: Make, monkeypatc
         empty.add(np.arange(400), rows[:400])
     empty.add(np.arange(2), rows[:2, :5])
     assert len(empty) == 2
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["the part is taken", "the part is not taken"])
+@pytest.mark.parametrize("more", [True, False], ids=["more rows", "no more rows"])
+def test_it_opens_though_it_was_interrupted_while_it_took_rows(
+    make: Make, tmp_path: Path, taken: bool, more: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are labels then that the engine never had; no row of them is ever found."""
+
+    def interrupted(self: Any, start: int, vectors: np.ndarray) -> None:
+        if start != 300 or taken:
+            append(self, start, vectors)
+        if start == 300:
+            raise KeyboardInterrupt
+
+    def littered(array: np.ndarray, size: int) -> np.ndarray:
+        """New room holds what was in memory before."""
+        out = grown(array, size)
+        if out is not array:
+            out[len(array) :] = np.nan
+        return out
+
+    monkeypatch.setattr("reperio.indexes.hnswlib.grown", littered)
+    rows, index, exact = clustered(700, 8), make("ip"), FlatIndex("ip")
+    for one in (index, exact):
+        one.add(np.arange(200), rows[:200])
+    engine: Any = type(index._engine)
+    append = engine.append
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "append", interrupted)
+        patched.setattr("reperio.indexes.labelled._CHUNK", 100)
+        with pytest.raises(KeyboardInterrupt):
+            index.add(np.arange(150, 600), rows[150:600])
+    for one in (index, exact) if more else ():
+        one.add(np.arange(500, 650), rows[500:650])
+    for turn in range(2):
+        index.save(tmp_path / str(turn))
+        index = make.open(tmp_path / str(turn))  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(index.ids, exact.ids)
+        for k in (5, len(exact), 700):
+            found = index.search(rows[:9], k, options={index.option: 300})
+            np.testing.assert_array_equal(found.ids, exact.search(rows[:9], k).ids)
+        for one in (index, exact):
+            one.add(np.arange(640, 700), rows[640:])
+            one.remove(np.arange(20))
+    index.compact()
+    np.testing.assert_array_equal(index.search(rows[:9], 700).ids, exact.search(rows[:9], 700).ids)
+
+
+def test_a_folder_of_rows_that_its_engine_lacks_is_refused(make: Make, tmp_path: Path) -> None:
+    index, rows = make(), clustered(60, 8)
+    index.add(np.arange(50), rows[:50])
+    index.save(tmp_path / "fewer")
+    index.add(np.arange(50, 60), rows[50:])
+    index.save(tmp_path / "more")
+    for kept in ("graph.hnsw", "graph.usearch"):
+        if (tmp_path / "more" / kept).exists():
+            (tmp_path / "more" / kept).write_bytes((tmp_path / "fewer" / kept).read_bytes())
+    for file, data in resealed(held(tmp_path / "more")).items():
+        (tmp_path / "more" / file).write_bytes(data)
+    with pytest.raises(CorruptArtifact, match="lacks 10 rows, of label 50 the first"):
+        make.open(tmp_path / "more")  # type: ignore[attr-defined]
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(make: Make, tmp_path: Path) -> None:
