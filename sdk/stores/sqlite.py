@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-from uuid import uuid4
 from zlib import crc32
 
 import numpy as np
 
-from reperio import filters, forks
+from reperio import filters
 from reperio.artifacts import disk_errors, sealed, unsealed
 from reperio.embeddings import Ids, IdSet
-from reperio.errors import CorruptArtifact, NewerFormat, NotFound, ReadOnly, StorageError
+from reperio.errors import StorageError
 from reperio.filters import Filter
-from reperio.stores import schema
-from reperio.stores.acknowledged import Acknowledged
 from reperio.stores.rows import (
     SIGNALS,
     Entry,
@@ -37,11 +31,9 @@ from reperio.stores.rows import (
     text_hash,
     unpack,
 )
+from reperio.stores.sqlite_file import SQLiteFile
 from reperio.stores.where import compile_filter
 from reperio.types import Document
-
-_INHERITED: list[object] = []
-"""Connections of a parent process, which must not even be closed."""
 
 _32 = 0xFFFFFFFF
 _HELD = "id, text, metadata, provenance, text_hash, digest, seal, added"
@@ -49,8 +41,8 @@ _VECTOR = "e.key, e.value, e.tokens, e.truncated, e.seal"
 _IN_ROWS = "row IN (SELECT value FROM json_each(?))"
 
 
-class SQLiteStore:
-    """A `Store` in one file, in WAL mode, fsynced at every commit.
+class SQLiteStore(SQLiteFile):
+    """A `Store` in one file.
 
     Parameters
     ----------
@@ -61,186 +53,14 @@ class SQLiteStore:
 
     Notes
     -----
-    One connection, one lock: safe to use from several threads. Writers in other processes are seen at the next
-    `refresh`. After a fork, the child reads over a connection of its own; the right to write stays its parent's.
+    Safe to use from several threads. Writers in other processes are seen at the next `refresh`.
     """
 
     host = None
 
     def __init__(self, path: Path, *, mode: Mode = "rw") -> None:
-        self.path = path
-        self.location = str(path.parent.absolute())
-        self.writable = mode == "rw"
-        self._frozen: tuple[object, ...] | None = None
-        self._lock = threading.RLock()
-        self.writing = threading.RLock()
         self._matching: OrderedDict[tuple[int, str], IdSet] = OrderedDict()
-        if not self.writable and not path.is_file():
-            raise NotFound(f"There is no collection at {path.parent}.", "Open it with mode='rw' to create it.")
-        self._forked = False
-        self._log = path.with_name(path.name + "-wal")
-        self._acknowledged = Acknowledged(path.with_name("acknowledged"))
-        acknowledged = self._acknowledged.read()  # before the database: a writer may be at work
-        with disk_errors(path):
-            self._connected: sqlite3.Connection | None = self._connect()
-            self._seen = self.seq = self.floor = -1
-            try:
-                self._prepare(acknowledged)
-                self.refresh()
-                self._check_whole(acknowledged)
-                if self.writable:
-                    self._acknowledged.write(self.seq)
-            except BaseException:
-                self._connection.close()
-                raise
-        forks.follow(self)
-
-    @property
-    def _connection(self) -> sqlite3.Connection:
-        if self._connected is None:
-            self._connected = self._connect()
-        return self._connected
-
-    def after_fork(self) -> None:
-        """In a child: SQLite allows neither to use the parent's connection there nor to close it."""
-        _INHERITED.append(self._connected)
-        self._lock, self.writing = threading.RLock(), threading.RLock()
-        self._forked, self.writable = self._forked or self.writable, False
-        self._connected, self._seen = None, -1
-        self._acknowledged = Acknowledged(self._acknowledged.path)  # the parent's to remove
-
-    def _check_whole(self, acknowledged: int) -> None:
-        if acknowledged > self.seq:
-            problem = f"{self.path} ends with commit {self.seq}, and commit {acknowledged} was acknowledged."
-            fix = f"Restore a backup; or remove {self._acknowledged.path} to go on with what is left."
-            raise CorruptArtifact(problem, fix)
-
-    def _connect(self) -> sqlite3.Connection:
-        target = quote(str(self.path.absolute()))
-        suffix = "rwc" if self.writable else "ro"
-        try:
-            return self._open(f"file:{target}?mode={suffix}")
-        except sqlite3.OperationalError:
-            # A finished collection on read-only media has no WAL, and SQLite may not make one: nothing can change.
-            if self.writable or (self._log.exists() and self._log.stat().st_size):
-                raise
-            self._frozen = self._stamp()
-            return self._open(f"file:{target}?mode=ro&immutable=1")
-
-    def _stamp(self) -> tuple[object, ...]:
-        """What changes when a writer comes to a database that was opened as if it never would."""
-        found = self.path.stat()
-        return (found.st_ino, found.st_mtime_ns, found.st_size, self._log.exists())
-
-    def _open(self, uri: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
-        try:
-            connection.execute("PRAGMA cache_size = -32768")
-            connection.create_function("from_hex", 1, bytes.fromhex, deterministic=True)
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _prepare(self, acknowledged: int) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
-        if version > schema.FORMAT and application == schema.APPLICATION_ID:
-            problem = f"{self.path} has format {version}; this release reads up to {schema.FORMAT}."
-            raise NewerFormat(problem, "Upgrade reperio.")
-        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and application != schema.APPLICATION_ID:
-            raise CorruptArtifact(f"{self.path} is not a collection.", "Check the path.")
-        if not tables:
-            self._check_whole(acknowledged)
-        if not self.writable:
-            if not tables:
-                raise NotFound(f"There is no collection at {self.path.parent}.", "Open it with mode='rw' to create it.")
-            return
-        if not tables:
-            self._create()
-        self._connection.execute("PRAGMA synchronous = FULL")
-
-    def _create(self) -> None:
-        self._connection.execute("PRAGMA page_size = 8192")
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        with self.transaction():
-            for statement in filter(str.strip, schema.TABLES.split(";\n")):
-                self._connection.execute(statement)
-            rows = [("seq", "0"), ("floor", "0"), ("uuid", uuid4().hex)]
-            self._connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-            self._connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID:d}")
-            self._connection.execute(f"PRAGMA user_version = {schema.FORMAT:d}")
-
-    def close(self) -> None:
-        """Release the file. Safe to call twice."""
-        with self._lock:
-            if self._connected is None:  # a child that has not read: closed all the same
-                self._connected = sqlite3.connect(":memory:")
-            self._connected.close()
-            self._acknowledged.close(needed=self._log.exists() and self._log.stat().st_size > 0)
-
-    def _check_writable(self) -> None:
-        if self._forked:
-            raise ReadOnly(f"{self.path.parent} was opened for writing before a fork.", "Open it again in the child.")
-        if not self.writable:
-            raise ReadOnly(f"{self.path.parent} is open for reading.", "Open it with mode='rw'.")
-
-    @contextmanager
-    def transaction(self) -> Generator[None]:
-        """Everything inside is committed, fsynced, or undone."""
-        self._check_writable()
-        with self._lock, disk_errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def snapshot(self) -> Generator[int]:
-        """Everything read inside is of one commit; gives its sequence number."""
-        with self._lock, disk_errors(self.path):
-            nested = self._connection.in_transaction
-            if not nested:
-                self._connection.execute("BEGIN")
-            try:
-                self.refresh()
-                yield self.seq
-            finally:
-                if not nested:
-                    self._connection.execute("COMMIT")
-
-    def refresh(self) -> bool:
-        """See what other processes have committed; True if there was anything."""
-        with self._lock, disk_errors(self.path):
-            if self._frozen is not None and self._frozen != self._stamp():
-                self._connection.close()
-                self._frozen = None
-                self._connected, self._seen = self._connect(), -1
-            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-            if version == self._seen:
-                return False
-            self._seen = version
-            found = dict(
-                self._connection.execute("SELECT name, value FROM meta WHERE name IN ('seq', 'floor', 'uuid')")
-            )
-            try:
-                self.seq, self.floor, self.uuid = int(found["seq"]), int(found["floor"]), found["uuid"]
-            except (KeyError, ValueError):
-                self._vouch(f"its sequence numbers were altered: {found}")
-            return True
-
-    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        with self._lock, disk_errors(self.path):
-            return self._connection.execute(sql, parameters).fetchall()
-
-    def _column(self, sql: str, parameters: Sequence[Any] = ()) -> Ids:
-        return np.fromiter((row for (row,) in self._read(sql, parameters)), dtype=np.int64)
+        super().__init__(path, mode=mode)
 
     # Signals
 
@@ -292,10 +112,6 @@ class SQLiteStore:
         for row, held in found.items():
             self._vouch(_wrong(row, held))
         return [unpack(found[row][:4]) for row in present(rows, found)]
-
-    def _vouch(self, problem: str | None) -> None:
-        if problem is not None:
-            raise CorruptArtifact(f"{self.path}: {problem}.", "Restore it from a backup; `reperio verify` lists all.")
 
     def held(self, rows: Ids, /) -> IdSet:
         """Those of the rows that are here, live or not, sorted."""
@@ -513,10 +329,6 @@ class SQLiteStore:
                         yield f"{self.path.name}: {found}"
         except StorageError as error:
             yield error.problem
-
-    def size(self) -> int:
-        """Bytes on disk, the write-ahead log included."""
-        return sum(file.stat().st_size for file in (self.path, self._log) if file.exists())
 
 
 def _array(values: Ids) -> str:
