@@ -19,7 +19,7 @@ import faiss
 
 from reperio.protocols import Spec
 from reperio.testing.faults import RefusingDisk, file_limit, small_disk
-from reperio.testing.flips import Altered, altered, made, offsets
+from reperio.testing.flips import Altered, altered, made, offsets, structure
 from reperio.testing.kinds import KINDS, label
 from reperio.testing.refusals import OPERATIONS, Subject
 
@@ -110,7 +110,11 @@ def _flip(subject: Altered, below: Path, found: dict[str, Counter[str]], *, pref
         database = "sqlite" in file.name
         name = prefix + file.name if database else "manifests" if file.suffix == ".json" else file.suffix or file.name
         count = BYTES["database" if database else "index"]
-        for number, offset in enumerate(offsets(file.stat().st_size, count)):
+        places = list(offsets(file.stat().st_size, count))
+        if file.suffix == ".sqlite":
+            of_rows = structure(file)
+            places += (of_rows[i] for i in offsets(len(of_rows), count))
+        for number, offset in enumerate(places):
             with altered(file, offset, 1 << number % 8):
                 outcome = subject.outcome()
                 if outcome not in ("right", "detected"):

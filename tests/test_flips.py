@@ -15,7 +15,7 @@ from tests.test_golden import unpacked
 from reperio.collection import Collection
 from reperio.errors import CorruptArtifact, StorageError
 from reperio.registry import resolve
-from reperio.testing.flips import Altered, altered, made, offsets
+from reperio.testing.flips import Altered, altered, made, offsets, structure
 from reperio.testing.kinds import KINDS
 
 
@@ -59,6 +59,30 @@ def test_an_altered_database_gives_no_wrong_document(closed: Path) -> None:
         with altered(file, offset, 1 << number % 8):
             outcomes[subject.outcome()] += 1
     assert set(outcomes) == {"right", "detected"}
+
+
+def test_altered_pages_give_no_wrong_document(closed: Path) -> None:
+    """Where it says what is a row, and of which type each column is, as opposed to what a row holds."""
+    subject, outcomes = Altered.of(closed), Counter[str]()
+    file = closed / "store.sqlite"
+    places = structure(file)
+    for number, place in enumerate(offsets(len(places), 250)):
+        with altered(file, places[place], 1 << number % 8):
+            outcomes[subject.outcome()] += 1
+    assert set(outcomes) == {"right", "detected"}
+
+
+@pytest.mark.parametrize("name", ["id20", "id50", "id3"])
+def test_a_removal_that_is_altered_hides_no_document_and_brings_none_back(closed: Path, name: str) -> None:
+    subject, file = Altered.of(closed), closed / "store.sqlite"
+    outcomes = [subject.outcome()]
+    # The types of a row's columns come before them, that of `removed` last.
+    place = file.read_bytes().index(f"{name}text {name[2:]}".encode()) - 1
+    for bit in range(8):
+        with altered(file, place, 1 << bit):
+            outcomes.append(subject.outcome())
+    assert set(outcomes) <= {"right", "detected"}
+    assert outcomes.count("detected") > 2
 
 
 def test_a_log_that_a_killed_writer_left_is_not_cut_short_in_silence(tmp_path: Path) -> None:

@@ -392,7 +392,8 @@ def test_an_index_of_ids_that_leads_to_another_document_is_noticed(tmp_path: Pat
     with Collection.open(folder, signals=lexical()) as collection:
         collection.upsert([Document("pad", "some words"), Document("doc-aaaa", "text of a"), Document("doc-bbbb", "b")])
     file = folder / "store.sqlite"
-    content = bytearray(file.read_bytes())
+    sound = file.read_bytes()
+    content = bytearray(sound)
     # An entry of the index is the id and its row number, side by side.
     place = content.index(b"doc-aaaa\x02")
     content[place + len(b"doc-aaaa")] = 3
@@ -402,6 +403,10 @@ def test_an_index_of_ids_that_leads_to_another_document_is_noticed(tmp_path: Pat
             collection.get("doc-aaaa")
         with pytest.raises(CorruptArtifact):
             collection.delete(["doc-aaaa"])
+        with pytest.raises(CorruptArtifact):
+            collection.count()
+    file.write_bytes(sound)
+    with Collection.open(folder) as collection:
         assert collection.count() == 3
 
 

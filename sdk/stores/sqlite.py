@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +17,7 @@ from reperio.artifacts import disk_errors, sealed, unsealed
 from reperio.embeddings import Ids, IdSet
 from reperio.errors import StorageError
 from reperio.filters import Filter
+from reperio.stores import sqlite_indexes
 from reperio.stores.rows import (
     SIGNALS,
     Entry,
@@ -60,6 +61,7 @@ class SQLiteStore(SQLiteFile):
 
     def __init__(self, path: Path, *, mode: Mode = "rw") -> None:
         self._matching: OrderedDict[tuple[int, str], IdSet] = OrderedDict()
+        self._agreed, self._complete = -1, False
         super().__init__(path, mode=mode)
 
     # Signals
@@ -91,7 +93,8 @@ class SQLiteStore(SQLiteFile):
 
     def count(self) -> int:
         """Live documents."""
-        return int(self._read("SELECT count(*) FROM documents WHERE removed IS NULL")[0][0])
+        self._check_entries()
+        return int(self._read("SELECT count(*) FROM documents INDEXED BY live WHERE removed IS NULL")[0][0])
 
     def dead(self) -> int:
         """Versions that were replaced or deleted and not yet compacted away."""
@@ -115,7 +118,11 @@ class SQLiteStore(SQLiteFile):
 
     def held(self, rows: Ids, /) -> IdSet:
         """Those of the rows that are here, live or not, sorted."""
-        return self._column(f"SELECT row FROM documents WHERE {_IN_ROWS} ORDER BY row", (_array(rows),))
+        with self.snapshot() as seq:
+            found = self._column(f"SELECT row FROM documents WHERE {_IN_ROWS} ORDER BY row", (_array(rows),))
+            if len(found) < len(rows):
+                self._check_removals(seq)
+            return found
 
     def texts(self, rows: Ids, /) -> list[str]:
         """Texts by row key, in this order."""
@@ -125,7 +132,8 @@ class SQLiteStore(SQLiteFile):
     def _texts(self, rows: Ids) -> Iterator[tuple[int, str]]:
         sql = f"SELECT row, id, text, text_hash FROM documents WHERE {_IN_ROWS}"
         for row, name, text, hashed in self._read(sql, (_array(rows),)):
-            self._vouch(None if text_hash(text) == hashed else f"the text of document {name!r} was altered")
+            whole = isinstance(text, str) and text_hash(text) == hashed
+            self._vouch(None if whole else f"the text of document {name!r} was altered")
             yield row, text
 
     def names(self, rows: Ids, /) -> list[str]:
@@ -143,14 +151,20 @@ class SQLiteStore(SQLiteFile):
             check_id(name, "The id")
         sql = (
             "SELECT x.id, d.id, d.row, d.text_hash, d.digest FROM documents AS x "
-            "JOIN documents AS d NOT INDEXED ON d.row = x.row "
+            "LEFT JOIN documents AS d NOT INDEXED ON d.row = x.row "
             "WHERE x.id IN (SELECT value FROM json_each(?)) AND x.removed IS NULL"
         )
         out: dict[str, Known] = {}
+        wanted = set(ids)
         for name, own, row, hashed, digest in self._read(sql, (json.dumps(ids),)):
             # SQLite's own index led there.
-            self._vouch(None if own == name else f"the index of ids leads from {name!r} to {own!r}")
+            self._vouch(None if own == name in wanted else f"the index of ids leads from {name!r} to {own!r}")
             out[name] = Known(row, hashed, digest)
+        absent = [name for name in ids if name not in out]
+        if absent:
+            self._check_entries()
+            with self._vouched():
+                sqlite_indexes.check_absent(self._read, json.dumps(absent))
         return out
 
     def matching(self, condition: Filter | None, /, *, at: int | None = None) -> IdSet:
@@ -173,6 +187,7 @@ class SQLiteStore(SQLiteFile):
             key = (asked, str(None if condition is None else filters.to_json(condition)))
             if condition is not None and key in self._matching:
                 return self._matching[key]
+            self._check_removals(seq)
             if asked == seq:
                 rows = self._column(f"SELECT row FROM documents WHERE removed IS NULL AND {test} ORDER BY row", values)
             else:
@@ -184,6 +199,20 @@ class SQLiteStore(SQLiteFile):
                 while len(self._matching) > 32:
                     self._matching.popitem(last=False)
             return rows
+
+    def _check_entries(self) -> None:
+        """A page may hold fewer entries than it did, none of them altered; once, as it reads every index."""
+        if not self._complete:
+            with self.snapshot(), self._vouched():
+                sqlite_indexes.complete(self._read)
+            self._complete = True
+
+    def _check_removals(self, seq: int) -> None:
+        """Which documents are live has no seal of its own; once for each commit, as it reads the table."""
+        if self._agreed != seq:
+            with self._vouched():
+                sqlite_indexes.agree(self._read)
+            self._agreed = seq
 
     def fields(self) -> dict[str, set[str]]:
         """Every metadata field that a document has had, and the kinds of its values."""
@@ -199,7 +228,8 @@ class SQLiteStore(SQLiteFile):
         return {row[0] // SIGNALS: self._vector(*row) for row in self._read(sql, (_array(keys),))}
 
     def _vector(self, key: int, value: bytes, tokens: int | None, cut: int, seal: int) -> Vector:
-        self._vouch(None if crc32(value, key & _32) == seal else f"an embedding of row {key // SIGNALS} was altered")
+        whole = isinstance(cast("object", value), bytes) and crc32(value, key & _32) == seal
+        self._vouch(None if whole else f"an embedding of row {key // SIGNALS} was altered")
         return Vector(value, tokens, bool(cut))
 
     def reusable(self, signal: int, hashes: Iterable[bytes], /) -> dict[bytes, Vector]:
@@ -228,11 +258,14 @@ class SQLiteStore(SQLiteFile):
 
     def added_since(self, seq: int, /) -> Ids:
         """Live rows committed after ``seq``, in order."""
-        return self._column("SELECT row FROM documents WHERE added > ? AND removed IS NULL ORDER BY row", (seq,))
+        with self._vouched():
+            return np.array(sqlite_indexes.added_since(self._read, seq), dtype=np.int64)
 
     def removed_since(self, seq: int, /) -> Ids:
         """Rows removed after ``seq``, also those added after it: a replay cut short may have taken them in."""
-        return self._column("SELECT row FROM documents WHERE removed > ? ORDER BY row", (seq,))
+        self._check_entries()
+        with self._vouched():
+            return np.sort(np.array(sqlite_indexes.removed_since(self._read, seq), dtype=np.int64))
 
     # Writing
 
@@ -342,6 +375,9 @@ def _seal(row: int, seq: int, digest: bytes) -> int:
 def _wrong(row: int, held: Sequence[Any]) -> str | None:
     """What is wrong with a document read back, if anything."""
     *columns, hashed, digest, seal, added = held
-    if seal != _seal(row, added, digest):
-        return f"row {row} was altered: its checksum differs"
-    return altered(columns, hashed, digest)
+    try:
+        if seal != _seal(row, added, digest):
+            return f"row {row} was altered: its checksum differs"
+        return altered(columns, hashed, digest)
+    except (AttributeError, TypeError):  # SQLite has a type for each value, which may be altered as well
+        return f"row {row} was altered: a column is of another type"

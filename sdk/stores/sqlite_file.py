@@ -20,6 +20,7 @@ from reperio.errors import CorruptArtifact, NewerFormat, NotFound, ReadOnly
 from reperio.stores import schema
 from reperio.stores.acknowledged import Acknowledged
 from reperio.stores.rows import Mode
+from reperio.stores.sqlite_indexes import Altered
 
 _INHERITED: list[object] = []
 """Connections of a parent process, which must not even be closed."""
@@ -54,7 +55,7 @@ class SQLiteFile:
         self._log = path.with_name(path.name + "-wal")
         self._acknowledged = Acknowledged(path.with_name("acknowledged"))
         acknowledged = self._acknowledged.read()  # before the database: a writer may be at work
-        with disk_errors(path):
+        with self._errors():
             self._connected: sqlite3.Connection | None = self._connect()
             self._seen = self.seq = self.floor = -1
             try:
@@ -190,7 +191,7 @@ class SQLiteFile:
 
     def refresh(self) -> bool:
         """See what other processes have committed; True if there was anything."""
-        with self._lock, disk_errors(self.path):
+        with self._lock, self._errors():
             if self._frozen is not None and self._frozen != self._stamp():
                 self._connection.close()
                 self._frozen = None
@@ -204,12 +205,12 @@ class SQLiteFile:
             )
             try:
                 self.seq, self.floor, self.uuid = int(found["seq"]), int(found["floor"]), found["uuid"]
-            except (KeyError, ValueError):
+            except (KeyError, TypeError, ValueError):
                 self._vouch(f"its sequence numbers were altered: {found}")
             return True
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        with self._lock, disk_errors(self.path):
+        with self._lock, self._errors():
             return self._connection.execute(sql, parameters).fetchall()
 
     def _column(self, sql: str, parameters: Sequence[Any] = ()) -> Ids:
@@ -218,6 +219,23 @@ class SQLiteFile:
     def _vouch(self, problem: str | None) -> None:
         if problem is not None:
             raise CorruptArtifact(f"{self.path}: {problem}.", "Restore it from a backup; `reperio verify` lists all.")
+
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        with disk_errors(self.path):
+            try:
+                yield
+            except UnicodeDecodeError as error:  # SQLite's own message has a name in it that was altered
+                self._vouch(f"it is not a readable database: {error.reason}")
+
+    @contextmanager
+    def _vouched(self) -> Generator[None]:
+        try:
+            yield
+        except Altered as error:
+            self._vouch(str(error))
+        except TypeError as error:  # SQLite has a type for each value, which may be altered as well
+            self._vouch(f"a value is of another type: {error}")
 
     def size(self) -> int:
         """Bytes on disk, the write-ahead log included."""

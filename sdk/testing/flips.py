@@ -20,9 +20,12 @@ from reperio.signals import Signal
 from reperio.testing.kinds import encoder
 from reperio.types import Document
 
-__all__ = ["Altered", "altered", "made", "offsets"]
+__all__ = ["Altered", "altered", "made", "offsets", "structure"]
 
 ROWS = 60
+CELL = 20
+"""Bytes at the beginning of a cell: its size, its row number, and of which type each column is."""
+
 Answers: TypeAlias = list[Any]
 
 
@@ -55,6 +58,28 @@ def offsets(size: int, count: int, *, seed: int = 0) -> Sequence[int]:
         return range(size)
     found: list[int] = np.sort(np.random.default_rng(seed).choice(size, count, replace=False)).tolist()
     return found
+
+
+def structure(file: Path) -> list[int]:
+    """Places in a database of SQLite's that say what its rows are: of each page the head, of each cell the beginning.
+
+    Most of a file is free space, and most of the rest is text: chance seldom meets these.
+    """
+    content = file.read_bytes()
+    size = int.from_bytes(content[16:18], "big")
+    found: set[int] = set()
+    for start in range(0, len(content), size):
+        head = start + (100 if start == 0 else 0)
+        width = {2: 12, 5: 12, 10: 8, 13: 8}.get(content[head])
+        if width is None:  # it belongs to a row that takes up more than a page
+            continue
+        pointers = head + width
+        cells = int.from_bytes(content[head + 3 : head + 5], "big")
+        found.update(range(head, pointers + 2 * cells))
+        for place in range(pointers, pointers + 2 * cells, 2):
+            cell = start + int.from_bytes(content[place : place + 2], "big")
+            found.update(range(cell, min(cell + CELL, start + size)))
+    return sorted(found)
 
 
 @contextmanager
@@ -116,7 +141,7 @@ class Altered:
             return True
 
 
-_QUESTIONS = ("search", "filtered search", "get", "count")
+_QUESTIONS = ("search", "filtered search", "documents", "filtered documents", "each document", "count")
 
 
 def _asked(folder: Path) -> Generator[Any]:
@@ -126,7 +151,9 @@ def _asked(folder: Path) -> Generator[Any]:
         yield [[(h.document, h.score) for h in ranking] for ranking in rankings]
         rankings = collection.search(["word5 topic5", "text 40"], 4, where=Field("n") >= 20)
         yield [[(h.document, h.score) for h in ranking] for ranking in rankings]
-        yield collection.get("id20")
+        yield list(collection.documents())
+        yield list(collection.documents(Field("n") >= 0))
+        yield [collection.get(f"id{i}") for i in range(ROWS)]
         yield collection.count()
 
 

@@ -1,0 +1,70 @@
+"""One byte altered in an index of SQLite's: what it leads to is not taken for the truth."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reperio.errors import StorageError
+from reperio.stores.rows import Entry
+from reperio.stores.sqlite import SQLiteStore
+from reperio.testing.flips import altered, offsets, structure
+from reperio.types import Document
+
+COMMITS = range(0, 13, 3)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("indexes") / "store.sqlite"
+    with closing(SQLiteStore(path)) as store:
+        for start in range(0, 48, 4):
+            old = store.find([f"d{i}" for i in range(start // 2, start, 5)])
+            entries = [Entry.of(Document(f"d{i}", f"text {i}")) for i in range(start, start + 4)]
+            store.commit(entries, np.array(sorted(old.values()), np.int64))
+    return path
+
+
+def asked(path: Path) -> list[tuple[str, Any]]:
+    """What each question is answered; one that is refused is left out."""
+    found: list[tuple[str, Any]] = []
+    try:
+        with closing(SQLiteStore(path, mode="r")) as store:
+            ids = [f"d{i}" for i in range(50)]
+            questions = {
+                **{f"removed since {seq}": lambda seq=seq: store.removed_since(seq).tolist() for seq in COMMITS},
+                **{f"added since {seq}": lambda seq=seq: store.added_since(seq).tolist() for seq in COMMITS},
+                **{f"live at {seq}": lambda seq=seq: store.matching(None, at=seq).tolist() for seq in COMMITS},
+                **{f"find {name}": lambda name=name: store.find([name]) for name in ids},
+                "count": store.count,
+            }
+            for name, question in questions.items():
+                try:
+                    found.append((name, question()))
+                except StorageError:
+                    continue
+    except StorageError:
+        pass
+    return found
+
+
+@pytest.mark.parametrize("index", ["live", "by_added", "by_removed", "documents"])
+def test_no_answer_is_wrong_when_an_index_has_an_altered_byte(file: Path, index: str) -> None:
+    sound, outcomes = dict(asked(file)), Counter[str]()
+    with closing(sqlite3.connect(file)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (index,)).fetchone()
+    places = [place for place in structure(file) if place // 8192 == page - 1]
+    assert len(places) > 100
+    for number, at in enumerate(offsets(len(places), 130, seed=1)):
+        with altered(file, places[at], 1 << number % 8):
+            found = asked(file)
+        wrong = [f"{name}: {answer} not {sound[name]}" for name, answer in found if answer != sound[name]]
+        assert not wrong, (places[at], number % 8, wrong)
+        outcomes["right" if len(found) == len(sound) else "refused"] += 1
+    assert outcomes["refused"] > 30
