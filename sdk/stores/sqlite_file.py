@@ -96,7 +96,7 @@ class SQLiteFile:
             return self._open(f"file:{target}?mode={suffix}")
         except sqlite3.OperationalError:
             # A finished collection on read-only media has no WAL, and SQLite may not make one: nothing can change.
-            if self.writable or (self._log.exists() and self._log.stat().st_size):
+            if self.writable or self._logged():
                 raise
             self._frozen = self._stamp()
             return self._open(f"file:{target}?mode=ro&immutable=1")
@@ -104,7 +104,26 @@ class SQLiteFile:
     def _stamp(self) -> tuple[object, ...]:
         """What changes when a writer comes to a database that was opened as if it never would."""
         found = self.path.stat()
-        return (found.st_ino, found.st_mtime_ns, found.st_size, self._log.exists())
+        return (found.st_ino, found.st_mtime_ns, found.st_size, self._logged())
+
+    def _logged(self) -> int:
+        """Bytes of the log, which another process may be about to remove."""
+        try:
+            return self._log.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _thaw(self) -> None:
+        """Follow a writer that has come to what was opened as if nothing could change."""
+        if self._frozen is None or self._frozen == self._stamp():
+            return
+        past, frozen, self._frozen = self._connection, self._frozen, None
+        try:
+            self._connected, self._seen = self._connect(), -1
+        except BaseException:  # to be tried again
+            self._frozen = frozen
+            raise
+        past.close()
 
     def _open(self, uri: str) -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
@@ -153,7 +172,7 @@ class SQLiteFile:
             if self._connected is None:  # a child that has not read: closed all the same
                 self._connected = sqlite3.connect(":memory:")
             self._connected.close()
-            self._acknowledged.close(needed=self._log.exists() and self._log.stat().st_size > 0)
+            self._acknowledged.close(needed=self._logged() > 0)
 
     def _check_writable(self) -> None:
         if self._forked:
@@ -181,6 +200,7 @@ class SQLiteFile:
         with self._lock, disk_errors(self.path):
             nested = self._connection.in_transaction
             if not nested:
+                self._thaw()  # before: a transaction is of one connection
                 self._connection.execute("BEGIN")
             try:
                 self.refresh()
@@ -192,14 +212,11 @@ class SQLiteFile:
     def refresh(self) -> bool:
         """See what other processes have committed; True if there was anything."""
         with self._lock, self._errors():
-            if self._frozen is not None and self._frozen != self._stamp():
-                self._connection.close()
-                self._frozen = None
-                self._connected, self._seen = self._connect(), -1
+            if not self._connection.in_transaction:
+                self._thaw()
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             if version == self._seen:
                 return False
-            self._seen = version
             found = dict(
                 self._connection.execute("SELECT name, value FROM meta WHERE name IN ('seq', 'floor', 'uuid')")
             )
@@ -207,6 +224,7 @@ class SQLiteFile:
                 self.seq, self.floor, self.uuid = int(found["seq"]), int(found["floor"]), found["uuid"]
             except (KeyError, TypeError, ValueError):
                 self._vouch(f"its sequence numbers were altered: {found}")
+            self._seen = version
             return True
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -239,4 +257,4 @@ class SQLiteFile:
 
     def size(self) -> int:
         """Bytes on disk, the write-ahead log included."""
-        return sum(file.stat().st_size for file in (self.path, self._log) if file.exists())
+        return self.path.stat().st_size + self._logged()
