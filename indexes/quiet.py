@@ -18,11 +18,12 @@ _ONE = threading.Lock()
 
 @contextmanager
 def quiet(told: re.Pattern[bytes]) -> Generator[None]:
-    """Take lines that ``told`` matches as a whole out of what compiled code writes to standard output.
+    """Take lines that ``told`` matches, whole, out of what compiled code writes to standard output.
 
     The rest, such as what other threads print meanwhile, is passed on in the end; everything is, if an error is
     raised. Standard error is left alone.
     """
+    lines = re.compile(rb"^(?:%b)(?:\r?\n|\Z)" % told.pattern, re.MULTILINE)
     with _ONE:
         _flush()
         try:
@@ -41,7 +42,8 @@ def quiet(told: re.Pattern[bytes]) -> Generator[None]:
                 os.dup2(before, 1)
                 os.close(before)
                 kept.seek(0)
-                _pass_on(b"".join(line for line in kept if failed or not told.fullmatch(line.rstrip(b"\r\n"))))
+                written = kept.read()
+                _pass_on(written if failed else lines.sub(b"", written))
 
 
 def _pass_on(lines: bytes) -> None:

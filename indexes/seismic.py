@@ -36,7 +36,7 @@ _NARROW = 1 << 16
 """Columns that a component of 16 bits can name; with more, Seismic needs its wider kind."""
 
 _TOLD = re.compile(
-    rb"|Building the index\.\.\.|Configuration \{.*|Distributing and pruning postings: .*|Number of posting lists: .*"
+    rb"\n?Building the index\.\.\.|Configuration \{.*|Distributing and pruning postings: .*|Number of posting lists: .*"
     rb"|Avg posting list length: .*|Building summaries: .*|Saving \.\.\. .*"
 )
 """What Seismic prints while it builds and saves."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse
+import seismic
 
 from reperio import artifacts
 from reperio.embeddings import Sparse, take
@@ -124,6 +126,26 @@ def test_it_prints_nothing(rows: Sparse, tmp_path: Path, capfd: pytest.CaptureFi
     index.save(tmp_path / "saved")
     SeismicIndex.open(tmp_path / "saved")
     assert capfd.readouterr().out == ""
+
+
+def test_blank_lines_of_others_are_kept_while_it_builds(
+    rows: Sparse, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It begins with a blank line of its own, which is not told from theirs by itself."""
+    build = seismic.SeismicIndex.build_from_dataset
+
+    def beside(*arguments: Any, **settings: Any) -> Any:
+        os.write(1, b"mine\n\n")
+        built = build(*arguments, **settings)
+        os.write(1, b"\n\nmine again\n\n")
+        return built
+
+    class Beside:
+        build_from_dataset = staticmethod(beside)
+
+    monkeypatch.setattr(seismic, "SeismicIndex", Beside)
+    SeismicIndex(seal_at=100).add(np.arange(100), take(rows, np.arange(100)))
+    assert capfd.readouterr().out == "mine\n\n\n\nmine again\n\n"
 
 
 def test_what_others_print_meanwhile_is_kept_and_all_if_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
