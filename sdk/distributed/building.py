@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,12 @@ from reperio.registry import build as made
 
 SAMPLE = "sample"
 _SAMPLE = "training-sample"
+
+_SHARDS = "index.shards"
+"""Where an attempt at a shard with lists on disk keeps what is done of it."""
+
+_BEGUN = ".begun"
+"""Ends the name of the folder that keeps it once the attempt has ended, for the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ def build(
         count = crew.fit(ray)
         job = _planned(folder, texts, dict(empty.spec), shards=shards, budget=memory_budget)
         learnt = _draw(ray, job, size)
-        lost = _leavings(folder)
+        lost = _leavings(job)
         missing = [number for number, name in enumerate(job.names) if not (folder / name).exists()]
         hide = None if progress is None else not progress
         with tqdm(total=shards, initial=shards - len(missing), unit="shard", disable=hide) as bar:
@@ -126,7 +133,7 @@ def build(
                 step["concurrency"] = min(count, len(missing))
                 for table in tables(ray, [{"number": number} for number in missing], step):
                     bar.update(table.num_rows)
-        lost += _leavings(folder)
+        lost += _leavings(job)
         done = [read_folder(folder / name, SHARD, checksums=False) for name in job.names]
         used = sum(file.stat().st_size for name in job.names for file in (folder / name).rglob("*") if file.is_file())
         rows, spent = sum(meta["rows"] for meta in done), sum(meta["seconds"] for meta in done)
@@ -191,12 +198,19 @@ def _name(number: int, parts: Sequence[str], spec: Spec) -> str:
     return f"shard-{number:05d}-{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()}"
 
 
-def _leavings(folder: Path) -> int:
-    """How many attempts died, whose leavings are taken away."""
-    left = list(folder.glob(".shard-*.tmp"))
-    for attempt in left:
-        shutil.rmtree(attempt, ignore_errors=True)
-    return len(left)
+def _leavings(job: _Job) -> int:
+    """How many attempts died, whose leavings are taken away, but for what the next one can go on from."""
+    died = 0
+    for name in job.names:
+        begun = job.folder / f"{name}{_BEGUN}"
+        for attempt in job.folder.glob(f".{name}.*.tmp"):
+            died += 1
+            with suppress(OSError):  # none, or another attempt has left some
+                (attempt / _SHARDS).rename(begun)
+            shutil.rmtree(attempt, ignore_errors=True)
+        if (job.folder / name).exists():
+            shutil.rmtree(begun, ignore_errors=True)
+    return died
 
 
 # Learning
@@ -281,21 +295,26 @@ class _Building:
     def _on_disk(self, folder: Path, texts: EncodedTexts, number: int) -> int:
         from reperio.indexes.shards import build_sharded
 
-        # Beside the shard, where what is done of it outlives this process.
-        work = folder.parent / f"{self._job.names[number]}.lists"
-        shutil.rmtree(work, ignore_errors=True)
+        # Another attempt may be at work on the same shard: what an earlier one has done of it, only one can take.
+        begun = self._job.folder / f"{self._job.names[number]}{_BEGUN}"
+        with suppress(FileNotFoundError):
+            begun.rename(folder / _SHARDS)
         spec, learnt = self._job.spec, self._sample(texts)
-        built = build_sharded(
-            cast("Iterator[tuple[Ids, Any]]", self._rows(folder, texts, number)),
-            work,
-            factory=spec["factory"],
-            memory_budget=cast("int", self._job.budget),
-            metric=spec["metric"],
-            sample=cast("Any", learnt),
-            train_size=spec["train_size"],
-            seed=spec["seed"],
-        )
-        work.rename(folder / "index")
+        try:
+            built = build_sharded(
+                cast("Iterator[tuple[Ids, Any]]", self._rows(folder, texts, number)),
+                folder / "index",
+                factory=spec["factory"],
+                memory_budget=cast("int", self._job.budget),
+                metric=spec["metric"],
+                sample=cast("Any", learnt),
+                train_size=spec["train_size"],
+                seed=spec["seed"],
+            )
+        except BaseException:
+            with suppress(OSError):
+                (folder / _SHARDS).rename(begun)
+            raise
         return built.rows
 
     def _sample(self, texts: EncodedTexts) -> Embeddings | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from reperio.connectors import FileSource
-from reperio.distributed import EncodedTexts, ShardedIndex, Workers, build, encode, load_into
+from reperio.distributed import EncodedTexts, ShardedIndex, Workers, build, building, encode, load_into
 from reperio.embeddings import Dense
 from reperio.encoders import BM25Encoder, HashEncoder
 from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, NotFound, ShapeError
-from reperio.indexes import BM25Index, FaissIndex, FlatIndex, InvertedIndex, MilvusIndex, PgvectorIndex
+from reperio.indexes import BM25Index, FaissIndex, FlatIndex, InvertedIndex, MilvusIndex, PgvectorIndex, shards
 
 TWO = Workers(2)
 Texts = tuple[list[str], list[str]]
@@ -126,6 +129,79 @@ def test_what_cannot_be_built_is_refused_by_name(encoded: EncodedTexts, tmp_path
     other.rename(tmp_path / "elsewhere")
     with pytest.raises(NotFound, match="not whole"):
         ShardedIndex.open(out)
+
+
+def on_disk(
+    encoded: EncodedTexts, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[building._Job, Callable[[], Any]]:
+    """One shard with lists on disk, filled a hundred rows at a time; and an attempt at it, as a process makes it."""
+    monkeypatch.setattr(shards._Build, "_shard_rows", lambda *_: 100)
+    lists = FaissIndex("IVF8,SQ8", metric="ip", train_size=312).spec
+    job = building._planned(folder, encoded, lists, shards=1, budget=8_000_000)
+    return job, lambda: building._Building(job)(pa.table({"number": [0]}))
+
+
+def test_two_attempts_at_one_shard_do_not_disturb_each_other(
+    encoded: EncodedTexts, rows: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray begins a second where it takes the first for lost, which may go on all the same."""
+    job, attempt = on_disk(encoded, tmp_path / "out", monkeypatch)
+    both, write, merge = threading.Barrier(2), shards._Build._write, shards._Build.merge
+
+    def in_step(self: Any, *arguments: Any) -> Any:
+        both.wait(60)
+        return write(self, *arguments)
+
+    def together(self: Any) -> Any:
+        both.wait(60)
+        return merge(self)
+
+    monkeypatch.setattr(shards._Build, "_write", in_step)
+    monkeypatch.setattr(shards._Build, "merge", together)
+    with ThreadPoolExecutor(2) as pool:
+        attempts = [pool.submit(attempt) for _ in range(2)]
+        assert [done.result()["number"][0].as_py() for done in attempts] == [0, 0]
+    assert sorted(path.name for path in job.folder.iterdir()) == sorted(["plan", *job.names])
+    assert np.array_equal(ShardedIndex.open(job.folder).ids, np.arange(len(rows)))
+
+
+def test_what_an_attempt_has_done_of_a_shard_on_disk_is_not_done_again(
+    encoded: EncodedTexts, rows: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, attempt = on_disk(encoded, tmp_path / "out", monkeypatch)
+    done, write = list[Path](), shards._Build._write
+
+    def counted(self: Any, *arguments: Any) -> bool:
+        if len(done) == 3:
+            raise OSError("the disk is on fire")
+        more = write(self, *arguments)
+        done.extend(self.shards[-1:] if more else [])
+        return more
+
+    monkeypatch.setattr(shards._Build, "_write", counted)
+    with pytest.raises(OSError, match="on fire"):
+        attempt()
+    (kept,) = (path for path in job.folder.iterdir() if path.name != "plan")
+    # As a process leaves it that is killed: under the name of its attempt, until the job is run again.
+    died = job.folder / f".{job.names[0]}.0123456789abcdef.tmp"
+    died.mkdir()
+    kept.rename(died / "index.shards")
+    assert building._leavings(job) == 1
+    done.clear()
+    monkeypatch.setattr(shards._Build, "_write", write)
+    reused, build_sharded = list[int](), shards.build_sharded
+
+    def told(*arguments: Any, **settings: Any) -> Any:
+        built = build_sharded(*arguments, **settings)
+        reused.append(built.reused)
+        return built
+
+    monkeypatch.setattr(shards, "build_sharded", told)
+    attempt()
+    assert reused == [3]
+    assert building._leavings(job) == 0
+    assert sorted(path.name for path in job.folder.iterdir()) == sorted(["plan", *job.names])
+    assert np.array_equal(ShardedIndex.open(job.folder).ids, np.arange(len(rows)))
 
 
 def test_a_builder_that_is_killed_loses_nothing(encoded: EncodedTexts, rows: Dense, tmp_path: Path) -> None:
