@@ -76,6 +76,48 @@ def test_it_ranks_and_scores_as_an_exact_index_without(
     np.testing.assert_allclose(again, wanted.scores, rtol=0, atol=2 * near)
 
 
+@given(
+    rows=st.integers(1, 80),
+    dim=st.integers(1, 24),
+    spread=st.sampled_from([0.0, 0.5, 1.5]),
+    behind=st.sampled_from(["l2", "cosine"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_nearest_with_a_norm_coordinate_are_the_best_inner_products(
+    rows: int, dim: int, spread: float, behind: Metric, seed: int
+) -> None:
+    """Lengths that differ a hundredfold, against products that numpy makes in double precision."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.lognormal(0, spread, (rows, 1))
+    vectors = (rng.standard_normal((rows, dim)) * lengths).astype(np.float32)
+    queries = rng.standard_normal((4, dim)).astype(np.float32)
+    products = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    wanted = np.argsort(-products, axis=1, kind="stable")
+    best = np.take_along_axis(products, wanted, axis=1)
+    longest = np.linalg.norm(vectors, axis=1).max() * np.linalg.norm(queries, axis=1, keepdims=True)
+    near = 4e-7 * (dim + 4) * longest
+
+    # By the law itself: of any two rows, the one with the larger product is the nearer.
+    transform = NormCoordinate().learn(vectors)
+    moved = transform.rows(vectors).astype(np.float64)
+    asked = transform.queries(queries, inner=behind).astype(np.float64)
+    distances = ((asked[:, None] - moved[None]) ** 2).sum(axis=2)
+    told = np.take_along_axis(distances, wanted, axis=1)
+    apart = -np.diff(best, axis=1) > near
+    assert (np.diff(told, axis=1)[apart] > 0).all()
+
+    # And by a search: each row in its place, but for neighbours that float32 does not tell apart.
+    index = filled(TransformedIndex(FlatIndex(behind), [transform], train_size=rows), vectors)
+    assert index.waiting == 0
+    found = index.search(queries, rows)
+    assert (np.abs(found.scores - best) < near).all()
+    end = np.ones((4, 1), np.bool_)
+    sure = np.hstack([end, apart]) & np.hstack([apart, end])
+    assert sure.mean() > 0.5
+    np.testing.assert_array_equal(found.ids[sure], wanted[sure])
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_the_ids_are_those_of_an_exact_search(name: str) -> None:
     outside, behind, transforms = EXACT[name]
