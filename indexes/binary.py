@@ -160,6 +160,11 @@ class BinaryIndex:
         return len(self._rows) + len(self._waiting)
 
     @property
+    def waiting(self) -> int:
+        """Rows that are searched exactly, until there are enough to learn from."""
+        return len(self._waiting)
+
+    @property
     def ids(self) -> IdSet:
         """Every row key held, ``(n,)``, sorted."""
         return np.sort(np.concatenate([self._rows.ids[self._rows.alive], self._waiting.ids]))

@@ -169,6 +169,11 @@ class FaissIndex:
         return len(self._held)
 
     @property
+    def waiting(self) -> int:
+        """Rows that are searched exactly until FAISS takes them in."""
+        return len(self._held.tail)
+
+    @property
     def ids(self) -> IdSet:
         """Every row key held, ``(n,)``, sorted."""
         rows = self._held.rows

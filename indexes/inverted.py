@@ -121,6 +121,11 @@ class InvertedIndex:
         """0: weights are not negative."""
         return 0.0
 
+    @property
+    def segments(self) -> int:
+        """How many there are: a search looks into each."""
+        return len(self._view.segments)
+
     def __len__(self) -> int:
         return self._view.rows
 

@@ -146,6 +146,11 @@ class MultiVectorIndex:
         """``-inf``: a score is a sum over the query's vectors, however many."""
         return -math.inf
 
+    @property
+    def segments(self) -> int:
+        """How many there are: a search looks into each."""
+        return len(self._view.segments)
+
     def __len__(self) -> int:
         return self._view.rows
 

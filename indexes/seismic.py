@@ -182,6 +182,16 @@ class SeismicIndex:
         """How many rows Seismic answers for."""
         return sum(int(np.count_nonzero(s.alive)) for s in self._sealed)
 
+    @property
+    def segments(self) -> int:
+        """How many Seismic answers for; the rest is searched exactly."""
+        return len(self._sealed)
+
+    @property
+    def waiting(self) -> int:
+        """Rows that no segment of Seismic's holds yet."""
+        return len(self) - self.sealed
+
     def _unsealed(self) -> IdSet:
         taken = [s.keys[s.alive] for s in self._sealed]
         return np.setdiff1d(self.exact.ids, np.concatenate(taken)) if taken else self.exact.ids

@@ -304,9 +304,9 @@ class DerivedIndex:
         return self._taken if hasattr(self._index, "compact") else 0
 
     @property
-    def generations(self) -> int:
-        """How many saved states there are: the one in use and the one to roll back to."""
-        return len(self._generations.names())
+    def generations(self) -> Mapping[str, int]:
+        """Bytes on disk of each saved state: the one in use and the one to roll back to."""
+        return self._generations.sizes()
 
     @property
     def served(self) -> bool:

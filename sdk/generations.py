@@ -165,14 +165,22 @@ class Generations:
                 except (CorruptArtifact, NewerFormat, NotFound) as error:
                     yield f"indexes/{self.folder.name}: {error.problem}"
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk of every whole generation, the oldest first."""
+        return {name: _size(self.folder / name) for name in self.names()}
+
     def size(self) -> int:
-        """Bytes on disk."""
-        total = 0
-        for folder, _, files in os.walk(self.folder):  # which passes over what a writer prunes meanwhile
-            for file in files:
-                with suppress(FileNotFoundError):
-                    total += Path(folder, file).stat().st_size
-        return total
+        """Bytes on disk, of what is not whole too."""
+        return _size(self.folder)
+
+
+def _size(top: Path) -> int:
+    total = 0
+    for folder, _, files in os.walk(top):  # which passes over what a writer prunes meanwhile
+        for file in files:
+            with suppress(FileNotFoundError):
+                total += Path(folder, file).stat().st_size
+    return total
 
 
 def remove(past: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
+from reperio import memory
 from reperio.errors import CorruptArtifact
 from reperio.protocols import Store
 from reperio.signals import LiveSignal, replayed
@@ -48,12 +49,17 @@ class CollectionStats:
         For each signal: model, kind, dim, index, rows in the index, checkpoint's sequence number, truncated texts;
         and its health: ``behind``, commits since the checkpoint, which an opening replays; ``dead``, rows taken
         away since the index was built, in whose room it still searches; ``compact``, whether building it anew is
-        advised; ``bytes`` on disk, ``generations`` there; ``factory`` in use, ``tuning`` and ``quantization``, what
-        the index measured when it was built, where it did.
+        advised; ``bytes`` on disk, ``generations``, those of each saved state; ``mapped``, bytes of its files that
+        this process has mapped, and ``resident``, how many of them are in memory now, where Linux tells it;
+        ``segments`` that a search looks into, ``waiting``, rows that it searches exactly beside them, in an index that
+        has such; ``factory`` in use, ``tuning`` and ``quantization``, what the index measured when it was built, where
+        it did.
     writer
         The process on this machine that writes, if any.
     compaction
         In the background, of this object: ``"off"``, ``"idle"``, ``"running"`` or ``"failed: …"``.
+    resident_bytes
+        Memory that this process takes up with all that it holds, where Linux tells it.
     """
 
     documents: int
@@ -65,6 +71,7 @@ class CollectionStats:
     signals: Mapping[str, Mapping[str, Any]]
     writer: int | None = None
     compaction: str = "off"
+    resident_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -83,7 +90,8 @@ def _measured(index: object) -> dict[str, Any]:
 
 def gathered(store: Store, signals: Mapping[str, LiveSignal], upkeep: Upkeep, *, writer: int | None) -> CollectionStats:
     """The sizes of a collection, of which the caller holds the indexes and a snapshot."""
-    found = {name: _signal(store, signal, upkeep) for name, signal in signals.items()}
+    files = memory.mapped()
+    found = {name: _signal(store, signal, upkeep, files) for name, signal in signals.items()}
     return CollectionStats(
         documents=store.count(),
         replaced=store.dead(),
@@ -94,10 +102,14 @@ def gathered(store: Store, signals: Mapping[str, LiveSignal], upkeep: Upkeep, *,
         signals=found,
         writer=writer,
         compaction=upkeep.state,
+        resident_bytes=memory.resident(),
     )
 
 
-def _signal(store: Store, signal: LiveSignal, upkeep: Upkeep) -> dict[str, Any]:
+def _signal(
+    store: Store, signal: LiveSignal, upkeep: Upkeep, files: Mapping[str, memory.Mapped] | None
+) -> dict[str, Any]:
+    mapped = (None, None) if files is None else memory.within(signal.derived.folder, files)
     return {
         "model": signal.fingerprint.model,
         "kind": signal.kind,
@@ -110,7 +122,11 @@ def _signal(store: Store, signal: LiveSignal, upkeep: Upkeep) -> dict[str, Any]:
         "dead": signal.derived.dead,
         "compact": upkeep.advised(signal),
         "bytes": signal.derived.size(),
-        "generations": signal.derived.generations,
+        "generations": dict(signal.derived.generations),
+        "mapped": mapped[0],
+        "resident": mapped[1],
+        "segments": getattr(signal.index, "segments", None),
+        "waiting": getattr(signal.index, "waiting", None),
         **_measured(signal.index),
     }
 

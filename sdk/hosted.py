@@ -6,7 +6,7 @@ client into a folder of its own, which is only a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class TableIndex:
     """
 
     behind, follows = False, True
-    dead, generations, loaded = 0, 1, True
+    dead, loaded = 0, True
 
     def __init__(self, index: Housed, generation: Generation, *, store: Store, host: Host, embed: Embed) -> None:
         self.index: Any = index
@@ -60,6 +60,11 @@ class TableIndex:
         return self._store.seq
 
     saved = seq
+
+    @property
+    def generations(self) -> Mapping[str, int]:
+        """None here: it is saved by every commit."""
+        return {}
 
     def catch_up(self) -> None:
         """Bring the rows to the last commit, or to the one that is being made."""
@@ -198,8 +203,8 @@ class HostedIndex:
         return self._used.dead
 
     @property
-    def generations(self) -> int:
-        """How many saved states this client has."""
+    def generations(self) -> Mapping[str, int]:
+        """Bytes on disk of each saved state that this client has."""
         return self._used.generations
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from reperio import Collection, Document, Field, Signal, lexical, upkeep
+from reperio import Collection, Document, Field, Signal, lexical, memory, upkeep
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.given import GivenVectors
 from reperio.encoders.hashing import HashEncoder
@@ -335,6 +337,77 @@ def test_stats_name_the_writer_while_there_is_one(tmp_path: Path) -> None:
         assert reader.stats().writer == c.stats().writer == os.getpid()
         c.close()
         assert reader.stats().writer is None
+
+
+def test_stats_tell_where_the_bytes_and_the_rows_of_an_index_are(tmp_path: Path) -> None:
+    lists = FaissIndex("IVF4,Flat", train_size=150)
+    with Collection.open(tmp_path / "c", signals={**signals(), "dense": Signal(HashEncoder(512), lists)}) as c:
+        c.upsert(documents(100))
+        found = c.stats().signals
+        assert (found["dense"]["waiting"], found["dense"]["segments"]) == (100, None)
+        assert (found["bm25"]["waiting"], found["bm25"]["segments"]) == (None, 1)
+        c.upsert([Document(f"w{i}", f"a walrus {i}") for i in range(100)])
+        c.search("walrus")
+        assert c.stats().signals["dense"]["waiting"] == 0
+        assert c.stats().signals["dense"]["generations"] == {}
+        c.checkpoint()
+        c.reindex("dense", FaissIndex("Flat"))
+        for name, signal in c.stats().signals.items():
+            folder = tmp_path / "c/indexes" / name
+            assert sorted(signal["generations"]) == [p.name for p in sorted(folder.iterdir()) if p.is_dir()]
+            for generation, size in signal["generations"].items():
+                assert size == sum(file.stat().st_size for file in (folder / generation).rglob("*") if file.is_file())
+            assert sum(signal["generations"].values()) <= signal["bytes"]
+        assert len(c.stats().signals["dense"]["generations"]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_stats_tell_what_of_an_index_is_mapped_and_in_memory(tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals={"dense": Signal(HashEncoder(512), FaissIndex("Flat"))}) as c:
+        c.upsert(documents(1000))
+        assert c.stats().signals["dense"]["mapped"] == 0
+    with Collection.open(tmp_path / "c", mode="r") as c:
+        c.search("files")  # every row is compared
+        stats = c.stats()
+        dense = stats.signals["dense"]
+        assert 4 * 512 * 1000 <= dense["mapped"] <= dense["bytes"] + (1 << 16)
+        assert 4 * 512 * 1000 <= dense["resident"] <= dense["mapped"]
+        assert stats.resident_bytes is not None
+        assert dense["resident"] < stats.resident_bytes < 1 << 36
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_a_mapped_file_is_in_memory_as_far_as_it_was_read(tmp_path: Path) -> None:
+    (tmp_path / "a name").mkdir()
+    (tmp_path / "a name" / "pages").write_bytes(bytes(64 * mmap.PAGESIZE))
+    with (tmp_path / "a name" / "pages").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        pages.madvise(mmap.MADV_RANDOM)  # no page is brought in but those that are asked for
+        files = memory.mapped()
+        assert files is not None
+        assert memory.within(tmp_path / "a name", files) == (64 * mmap.PAGESIZE, 0)
+        assert memory.within(tmp_path / "a", files) == (0, 0)
+        (tmp_path / "a name" / "pages").unlink()
+        assert pages[0] + pages[40 * mmap.PAGESIZE] == 0
+        size, held = memory.within(tmp_path / "a name", memory.mapped() or {})
+        assert size == 64 * mmap.PAGESIZE
+        assert 0 < held <= size
+
+
+def test_what_the_system_does_not_tell_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> Any:
+        raise FileNotFoundError
+
+    with Collection.open(tmp_path / "c", signals=lexical()) as c:
+        c.upsert(documents(3))
+        with monkeypatch.context() as patched:
+            patched.setattr(memory.Path, "read_text", none)
+            patched.setattr(memory.Path, "read_bytes", none)
+            told = (memory.resident(), memory.mapped())
+        assert told == (None, None)
+        monkeypatch.setattr(memory, "mapped", lambda: None)
+        monkeypatch.setattr(memory, "resident", lambda: None)
+        stats = c.stats()
+        assert (stats.resident_bytes, stats.signals["bm25"]["mapped"], stats.signals["bm25"]["resident"]) == (None,) * 3
 
 
 def test_what_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -22,7 +25,7 @@ def verify_view(report: VerifyReport) -> RenderableType:
 
 def stats_view(stats: CollectionStats) -> RenderableType:
     """Sizes, then fields, then one row a signal."""
-    return Group(_sizes(stats), _signals(stats), *_advice(stats))
+    return Group(_sizes(stats), _signals(stats), *map(_state, stats.signals, stats.signals.values()), *_advice(stats))
 
 
 def _sizes(stats: CollectionStats) -> Table:
@@ -33,6 +36,7 @@ def _sizes(stats: CollectionStats) -> Table:
         ("sequence number", f"{stats.seq:,}"),
         ("store", _size(stats.store_bytes)),
         ("indexes", _size(stats.index_bytes)),
+        ("memory of this process", "not told" if stats.resident_bytes is None else _size(stats.resident_bytes)),
         ("writer", "none" if stats.writer is None else f"process {stats.writer}"),
         ("fields", ", ".join(f"{name} ({' or '.join(kinds)})" for name, kinds in stats.fields.items()) or "none"),
     ):
@@ -54,6 +58,18 @@ def _signals(stats: CollectionStats) -> Table:
         figures = (dim, rows, dead, _size(signal["bytes"]), at, behind, cut)
         table.add_row(*map(Text, (name, signal["model"], signal["kind"], _index(signal["index"]), *figures)))
     return table
+
+
+def _state(name: str, signal: Mapping[str, Any]) -> Text:
+    """Where the bytes of an index are, and in how many parts it is."""
+    parts = [f"{generation} {_size(size)}" for generation, size in signal["generations"].items()] or ["nothing saved"]
+    if signal["mapped"]:
+        parts.append(f"{_size(signal['mapped'])} mapped, {_size(signal['resident'])} of it in memory")
+    if signal["segments"] is not None:
+        parts.append(f"segments {signal['segments']:,}")
+    if signal["waiting"] is not None:
+        parts.append(f"waiting rows {signal['waiting']:,}")
+    return Text(f"{name}: {'; '.join(parts)}", "dim")
 
 
 def _advice(stats: CollectionStats) -> list[Text]:

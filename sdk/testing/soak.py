@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from reperio import memory
 from reperio.collection import Collection
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.hashing import HashEncoder
@@ -345,4 +346,4 @@ def _cosine(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
 
 def _resident() -> int:
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return memory.resident() or 0
