@@ -14,8 +14,9 @@ import math
 import os
 import shutil
 import sqlite3
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -164,12 +165,36 @@ def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Generator[Path
         made = temporary
         try:
             yield temporary
+            _tell_filled(path)
             _seal(temporary, kind, meta)
             made = temporary.rename(path)
             sync(path.parent)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
+
+
+_AWAITED: ContextVar[tuple[Path, Callable[[], None]] | None] = ContextVar("_AWAITED", default=None)
+
+
+@contextmanager
+def when_filled(path: Path, then: Callable[[], None]) -> Generator[None]:
+    """Call ``then`` as soon as a folder of this name, written inside, has all its files.
+
+    What is written may change from then on. That the files are checksummed and reach the disk, which takes most of the
+    time, comes after it. Where nothing of this name is written with `new_folder`, it is not called.
+    """
+    token = _AWAITED.set((path, then))
+    try:
+        yield
+    finally:
+        _AWAITED.reset(token)
+
+
+def _tell_filled(path: Path) -> None:
+    awaited = _AWAITED.get()
+    if awaited is not None and awaited[0] == path:
+        awaited[1]()
 
 
 def _seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:

@@ -11,10 +11,10 @@ and what a generation names is dropped when no other names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from reperio.errors import CorruptArtifact, NotFound, ServerUnavailable, Storage
 from reperio.generations import Current, Generations, Stamp
 from reperio.protocols import Index, Served, Spec, Trainable
 from reperio.registry import build, resolve
+
+Still: TypeAlias = Callable[[], AbstractContextManager[None]]
+"""Keeps an index from being changed."""
 
 CHUNK = 4096
 """Rows read from the store at a time while an index replays: the bound on its memory beside the index itself."""
@@ -318,30 +321,44 @@ class DerivedIndex:
 
     # Saving and switching
 
-    def checkpoint(self) -> bool:
+    def checkpoint(self, still: Still = nullcontext) -> bool:
         """Write a new generation of the index as it is, and switch to it; False if there is nothing to write.
 
-        Searches may go on meanwhile.
+        Searches may go on meanwhile. ``still`` keeps the index from being changed, while its files are filled and
+        while the generation is put in use; not while they go to the disk.
         """
-        if self._index is None or self.saved == self.seq:
-            return False
         # A checkpoint is the same index further on: what can be rolled back to stays what it was.
-        self._write(keep=self._generations.current().previous)
+        return self._write(keep=self._generations.current().previous, still=still)
+
+    def _write(self, *, keep: str | None, still: Still = nullcontext) -> bool:
+        with ExitStack() as held:
+            held.enter_context(still())
+            index, seq, born = self._index, self.seq, self._born
+            if index is None or self.saved == seq:
+                return False
+            spec = self._generations.current().spec
+            name = self._save(index, seq, spec, {"born": born, "dead": self._taken}, held.close)
+        with still():
+            if self._index is not index:  # built anew meanwhile: others have compacted away what it had to replay
+                self._abandon(name)
+                return False
+            try:
+                self._stamp = self._generations.use(Current(spec, name, keep))
+            except BaseException:
+                self._abandon(name)
+                raise
+            self.saved, self._born = seq, born or name
+        self._generations.prune(name, keep)
         return True
 
-    def _write(self, *, keep: str | None) -> None:
-        assert self._index is not None
-        spec = self._generations.current().spec
-        name = self._save(self._index, self.seq, spec, {"born": self._born, "dead": self._taken})
-        try:
-            self._stamp = self._generations.use(Current(spec, name, keep))
-        except BaseException:
-            self._abandon(name)
-            raise
-        self.saved, self._born = self.seq, self._born or name
-        self._generations.prune(name, keep)
-
-    def _save(self, index: Index[Any], seq: int, spec: Spec, history: Mapping[str, Any]) -> str:
+    def _save(
+        self,
+        index: Index[Any],
+        seq: int,
+        spec: Spec,
+        history: Mapping[str, Any],
+        filled: Callable[[], None] = lambda: None,
+    ) -> str:
         if isinstance(index, Served):
             index.settle()
         with self._log.snapshot() as now:  # what a reader counts, to know an index that holds others
@@ -349,7 +366,7 @@ class DerivedIndex:
         meta = {"store": self._log.uuid, "fingerprint": self._fingerprint, "spec": dict(spec)}
         history = {"documents": documents, **history}
         known = {name: value for name, value in history.items() if value is not None}
-        return self._generations.write(index, seq, {**meta, **known})
+        return self._generations.write(index, seq, {**meta, **known}, filled)
 
     def beside(self, index: Index[Any] | None) -> Beside:
         """Begin another index, empty; one of the same kind where None, which leaves nothing to roll back to."""

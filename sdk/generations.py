@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from reperio.artifacts import new_folder, read_folder, replace_text, sealed, unsealed
+from reperio.artifacts import new_folder, read_folder, replace_text, sealed, unsealed, when_filled
 from reperio.errors import CorruptArtifact, NewerFormat, NotFound
 from reperio.protocols import Index, Mappable, Served, Spec
 from reperio.registry import resolve
@@ -77,13 +77,22 @@ class Generations:
         replace_text(self.folder / "CURRENT", sealed(data))
         return self.stamp()
 
-    def write(self, index: Index[Any], seq: int, meta: dict[str, Any]) -> str:
-        """Save an index as a new generation, not yet in use; returns its name."""
+    def write(
+        self, index: Index[Any], seq: int, meta: dict[str, Any], filled: Callable[[], None] = lambda: None
+    ) -> str:
+        """Save an index as a new generation, not yet in use; returns its name.
+
+        ``filled`` is called when the index may be changed again, while its files go to the disk; by most indexes.
+        """
         taken = {path.name for path in self._paths()}
         name = next(name for i in range(len(taken) + 1) if (name := f"{seq:012d}-{i}") not in taken)
         self._being_written.add(name)
         try:
-            with new_folder(self.folder / name, "generation", {"born": name, **meta, "seq": seq}) as folder:
+            told = {"born": name, **meta, "seq": seq}
+            with (
+                new_folder(self.folder / name, "generation", told) as folder,
+                when_filled(folder / "index", filled),
+            ):
                 index.save(folder / "index")
         except BaseException:
             self._being_written.discard(name)

@@ -7,7 +7,7 @@ client into a folder of its own, which is only a cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from reperio.artifacts import disk_errors
-from reperio.derived import Beside, DerivedIndex, replay
+from reperio.derived import Beside, DerivedIndex, Still, replay
 from reperio.embeddings import Ids
 from reperio.errors import NotFound, ServerUnavailable
 from reperio.generations import remove
@@ -82,9 +82,10 @@ class TableIndex:
             if len(self.index) > self._store.count():
                 self.index.remove(np.setdiff1d(self.index.ids, self._store.matching(None), assume_unique=True))
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, still: Still = nullcontext) -> None:
         """Make what was added quick to search."""
-        self.index.settle()
+        with still():
+            self.index.settle()
 
     def problems(self) -> Iterator[str]:
         """Nothing of its own: whether it holds the live documents is asked of every index."""
@@ -219,17 +220,17 @@ class HostedIndex:
         if isinstance(used, DerivedIndex):
             used.catch_up()
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, still: Still = nullcontext) -> None:
         """Save what is kept here as far as it has caught up, settle what is kept there."""
-        self._save(self._used)
+        self._save(self._used, still)
 
-    def _save(self, replica: DerivedIndex | TableIndex) -> None:
+    def _save(self, replica: DerivedIndex | TableIndex, still: Still = nullcontext) -> None:
         if isinstance(replica, TableIndex):
-            replica.checkpoint()
+            replica.checkpoint(still)
             return
         with self._cache_alone() as alone:
             if alone:
-                replica.checkpoint()
+                replica.checkpoint(still)
                 self._tidy()
 
     def leave(self) -> None:

@@ -1,7 +1,9 @@
 """What is done to a collection's indexes beside its searches: checkpoints, another index, compaction.
 
-The long part of each, filling an index and writing it to disk, holds no lock that a search waits for. A search
-waits only while one index is put in the place of another, which is a rename.
+The long part of each, filling an index and bringing its files to the disk, holds no lock that a search waits for. A
+search waits while one index is put in the place of another, which is a rename. Where it has to replay a commit first,
+it waits as well while a checkpoint copies the index in use to its files, which are in memory then: not while they are
+checksummed and synced.
 """
 
 from __future__ import annotations
@@ -79,9 +81,8 @@ class Upkeep:
         """Write the indexes as they are after the last commit; says what went wrong in the background, once."""
         with self._saving:
             self._catch_up(self._signals)
-            with self._lock.shared():  # nothing is added meanwhile
-                for signal in self._signals:
-                    signal.derived.checkpoint()
+            for signal in self._signals:
+                signal.derived.checkpoint(self._lock.shared)
         failure, self._failure = self._failure, None
         if failure is not None:
             failure.add_note("This ended a compaction in the background; the indexes are as they were before it.")

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from reperio import Collection, Document, Field, Signal, lexical, memory, upkeep
+from reperio import Collection, Document, Field, Signal, artifacts, lexical, memory, upkeep
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.given import GivenVectors
 from reperio.encoders.hashing import HashEncoder
@@ -324,6 +324,45 @@ def test_closing_ends_a_compaction_in_the_background(tmp_path: Path, monkeypatch
     with Collection.open(tmp_path / "c", mode="r") as c:
         assert c.verify().problems == ()
         assert c.count(Field("n") >= 0) == 59
+
+
+def test_a_search_after_a_commit_waits_for_no_checkpoint_to_reach_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(50))
+        c.checkpoint()
+        c.upsert([Document("early", "an early walrus")])
+        syncing, go_on, sync = threading.Event(), threading.Event(), artifacts.sync
+
+        def held_back(path: Path) -> None:
+            if threading.current_thread() is saving:
+                syncing.set()
+                assert go_on.wait(60)
+            sync(path)
+
+        monkeypatch.setattr(artifacts, "sync", held_back)
+        saving = threading.Thread(target=c.checkpoint)
+        saving.start()
+        assert syncing.wait(60)
+        c.upsert([Document("late", "a late walrus")])
+        c.delete(["d7"])
+        found: list[str] = []
+        try:
+            bounded(lambda: found.extend(c.search("late walrus files", k=60).ids))
+        finally:
+            go_on.set()
+            saving.join()
+        assert {"early", "late"} <= set(found)
+        assert "d7" not in found
+        states = c.stats().signals
+        assert {states[name]["behind"] for name in states} <= {0, 2}  # the second in turn was saved after the search
+        assert states["bm25"]["behind"] == 2
+        assert c.verify().ok
+        with Collection.open(tmp_path / "c", mode="r") as reader:  # what was saved is of the commit that it names
+            assert sorted(reader.search("late walrus files", k=60).ids) == sorted(found)
+            assert reader.verify().ok
+            assert reader._signals["bm25"].derived.replayed == 1
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 20])
