@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -12,11 +11,11 @@ from typing import Any, Self, overload
 import numpy as np
 
 from reperio import forks
-from reperio.derived import SnapshotTooOld
 from reperio.embeddings import Dense
 from reperio.errors import ConfigurationError, InvalidInput, ReadOnly
 from reperio.explain import Explanation
 from reperio.filters import Filter, from_json, to_json
+from reperio.following import Following
 from reperio.fusion import Fusion
 from reperio.health import CollectionStats as CollectionStats
 from reperio.health import VerifyReport as VerifyReport
@@ -57,8 +56,10 @@ class Collection:
         self._signals = signals
         self._closed = False
         self._lock = SharedLock()
-        self._searcher = Searcher(self._store, signals, self._current)
-        self._upkeep = Upkeep(self._store, list(signals.values()), self._lock, self._catch_up, compact_at=compact_at)
+        self._following = Following(self._store, signals, self._lock)
+        self._searcher = Searcher(self._store, signals, self._following.current)
+        every, catch_up = list(signals.values()), self._following.catch_up
+        self._upkeep = Upkeep(self._store, every, self._lock, catch_up, compact_at=compact_at)
         self._writer = os.getpid() if self._store.writable else None
         forks.follow(self)
 
@@ -227,7 +228,7 @@ class Collection:
             raise InvalidInput(f"The documents are one {type(documents).__name__}.", fix)
         upsert = Upsert(self._store, list(self._signals.values()), given=embeddings, batch_size=batch_size)
         report = upsert.run(documents, progress=progress)
-        self._push()
+        self._following.push()
         self._upkeep.consider()
         return report
 
@@ -243,7 +244,7 @@ class Collection:
             rows = np.array(sorted(self._store.find(list(ids)).values()), dtype=np.int64)
             if len(rows):
                 self._store.commit([], rows)
-        self._push()
+        self._following.push()
         self._upkeep.consider()
         return len(rows)
 
@@ -421,12 +422,12 @@ class Collection:
 
     def stats(self) -> CollectionStats:
         """Sizes, fields, and the state of each signal."""
-        with self._current(list(self._signals.values())), self._store.snapshot():
+        with self._following.current(list(self._signals.values())), self._store.snapshot():
             return gathered(self._store, self._signals, self._upkeep, writer=self._writer or self._place.writer())
 
     def verify(self) -> VerifyReport:
         """Check every byte: the database, each checkpoint, and that every index holds exactly the live documents."""
-        return verified(self._store, list(self._signals.values()), self._current)
+        return verified(self._store, list(self._signals.values()), self._following.current)
 
     # Inside
 
@@ -446,61 +447,6 @@ class Collection:
             raise ReadOnly(problem, "Open it again in the child.")
         if not self._store.writable:
             raise ReadOnly(f"{self.location} is open for reading.", "Open it with mode='rw'.")
-
-    @contextmanager
-    def _current(self, signals: Sequence[LiveSignal]) -> Generator[None]:
-        """Hold the signals' indexes still, at one commit: the store's last, unless another follows at once."""
-        with ExitStack() as held:
-            while not self._hold(signals, held):
-                held.close()
-            yield
-
-    def _hold(self, signals: Sequence[LiveSignal], held: ExitStack) -> bool:
-        seq, least = None, 0
-        if self._store.host is None:
-            self._store.refresh()
-            least = self._store.seq
-        else:  # an index in the database shows what this thread's snapshot shows; the others are brought to the same
-            seq = held.enter_context(self._store.snapshot())
-        try:
-            self._replay(signals)
-        except SnapshotTooOld as error:
-            held.close()
-            self._renew(error)
-            return False
-        held.enter_context(self._lock.shared())
-        # Another thread may have gone on, or switched to an index that is a little behind, since.
-        found = {signal.derived.seq for signal in signals if signal.derived.follows}
-        return len(found | ({seq} - {None})) <= 1 and min(found, default=least) >= least
-
-    def _catch_up(self, signals: Sequence[LiveSignal]) -> None:
-        while True:
-            try:
-                self._replay(signals)
-            except SnapshotTooOld as error:
-                self._renew(error)
-            else:
-                return
-
-    def _renew(self, error: SnapshotTooOld) -> None:
-        self._store.refresh()
-        if self._store.seq < error.seq:
-            error.derived.distrust()
-
-    def _replay(self, signals: Sequence[LiveSignal]) -> None:
-        if any(signal.derived.behind for signal in signals):
-            # All of them, so that one search never sees two states; the store's lock is taken inside, never around.
-            with self._lock.alone(), self._store.snapshot():
-                for signal in self._signals.values():
-                    signal.derived.catch_up()
-
-    def _push(self) -> None:
-        """Have servers take in what was committed: who reads there does not replay."""
-        served = [signal for signal in self._signals.values() if signal.derived.served]
-        if any(signal.derived.behind for signal in served):
-            with self._lock.alone(), self._store.snapshot():
-                for signal in served:
-                    signal.derived.catch_up()
 
 
 class CollectionRetriever(Step[str | Query, Ranking]):

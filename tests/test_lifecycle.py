@@ -96,7 +96,7 @@ def test_an_index_that_cannot_be_filled_leaves_the_old_one_and_no_folder(
         c.checkpoint()
         before = sorted(p.name for p in (tmp_path / "c/indexes/dense").iterdir())
         with monkeypatch.context() as patched:
-            patched.setattr(Collection, "_replay", fail)
+            patched.setattr("reperio.following.Following._replay", fail)
             patched.setattr("reperio.derived.DerivedIndex.take", fail)
             with pytest.raises(OSError, match="the disk is on fire"):
                 c.reindex("dense", FlatIndex("ip"))
@@ -530,7 +530,7 @@ def test_a_switch_between_replaying_and_searching_takes_nothing_back(
         collection.upsert([Document("a", "alpha word"), Document("b", "beta word")], progress=False)
         assert collection.search("word").ids == ["a", "b"]
         waiting, go = threading.Event(), threading.Event()
-        alone, replay = collection._upkeep._alone, collection._replay
+        alone, replay = collection._upkeep._alone, collection._following._replay
 
         @contextmanager
         def late() -> Iterator[None]:
@@ -552,5 +552,5 @@ def test_a_switch_between_replaying_and_searching_takes_nothing_back(
                 go.set()
                 switch.join()
 
-        monkeypatch.setattr(collection, "_replay", replay_then_switch)
+        monkeypatch.setattr(collection._following, "_replay", replay_then_switch)
         assert collection.search("word").ids == ["b", "n"]
