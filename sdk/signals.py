@@ -12,13 +12,7 @@ import numpy as np
 
 from reperio.derived import DerivedIndex
 from reperio.embeddings import Dense, Ids, IdSet, Kind, check_dense, check_multi_vector, example, from_bytes, to_bytes
-from reperio.errors import (
-    ConfigurationError,
-    CorruptArtifact,
-    FingerprintMismatch,
-    ReperioError,
-    UnsupportedOperation,
-)
+from reperio.errors import ConfigurationError, CorruptArtifact, FingerprintMismatch, UnsupportedOperation
 from reperio.hosted import HostedIndex
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.multivector import MultiVectorIndex
@@ -242,7 +236,7 @@ class LiveSignal:
             check_index(index if served else build(index.spec), embeddings)
             if not served:
                 index.search(embeddings, 1)  # what it has learnt already may be of another size
-        except (ReperioError, AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:  # not that a library or a server is missing
             what = f"The index for {self.name!r}, {index.spec['type']}, cannot hold its {self.kind} embeddings"
             raise ConfigurationError(f"{what}: {error}", "Choose one for this kind.") from error
 

@@ -18,11 +18,12 @@ from reperio import Collection, Document, Field, Signal, artifacts, lexical, mem
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.given import GivenVectors
 from reperio.encoders.hashing import HashEncoder
-from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, NotFound
+from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, MissingDependency, NotFound
 from reperio.generations import Generations
 from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
+from reperio.indexes.hnswlib import HnswlibIndex
 from reperio.testing.index import clustered
 
 
@@ -481,6 +482,14 @@ def test_an_index_of_another_kind_or_size_is_refused_before_there_is_a_document(
         assert c.search("walrus", 1, signals=[signal]).ids == ["w"]
     with Collection.open(tmp_path / "c", mode="r") as c:
         assert c.verify().problems == ()
+
+
+def test_a_library_that_an_index_lacks_is_named_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hnswlib", None)
+    with Collection.open(tmp_path / "c", signals=signals()) as c, pytest.raises(MissingDependency, match="hnswlib"):
+        c.reindex("dense", HnswlibIndex())
 
 
 def test_vectors_that_the_caller_brings_are_checked_without_an_encoder(tmp_path: Path) -> None:
