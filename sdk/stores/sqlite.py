@@ -218,6 +218,8 @@ class SQLiteStore(SQLiteFile):
         """Every metadata field that a document has had, and the kinds of its values."""
         out: dict[str, set[str]] = {}
         for name, kind in self._read("SELECT name, kind FROM fields"):
+            told = isinstance(name, str) and isinstance(kind, str)
+            self._vouch(None if told else f"a field was altered: {name!r}, {kind!r}")
             out.setdefault(name, set()).add(kind)
         return out
 
@@ -331,6 +333,8 @@ class SQLiteStore(SQLiteFile):
             connection.execute("PRAGMA synchronous = FULL")
             seq = max(self.floor, self.seq if until is None else min(until, self.seq))
             connection.execute("BEGIN IMMEDIATE")
+            with self._vouched():  # what is dropped, and an index made anew from a table that was altered, is for good
+                sqlite_indexes.agree(lambda sql, values: connection.execute(sql, values).fetchall())
             sql = "SELECT row FROM documents WHERE removed <= ?"
             dead: Ids = np.fromiter((row for (row,) in connection.execute(sql, (seq,))), dtype=np.int64)
             low, high = dead * SIGNALS, dead * SIGNALS + SIGNALS - 1

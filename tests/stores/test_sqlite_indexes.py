@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reperio.errors import StorageError
+from reperio.errors import CorruptArtifact, StorageError
 from reperio.stores.rows import Entry
 from reperio.stores.sqlite import SQLiteStore
 from reperio.testing.flips import altered, offsets, structure
@@ -68,3 +68,19 @@ def test_no_answer_is_wrong_when_an_index_has_an_altered_byte(file: Path, index:
         assert not wrong, (places[at], number % 8, wrong)
         outcomes["right" if len(found) == len(sound) else "refused"] += 1
     assert outcomes["refused"] > 30
+
+
+def test_a_purge_takes_no_live_document_away_that_an_altered_index_leads_to(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    with closing(SQLiteStore(path)) as store:
+        store.commit([Entry.of(Document(f"d{i}", f"text {i}")) for i in range(8)], np.empty(0, np.int64))
+        store.commit([], np.array([5]))
+    # An entry is how long the head is, of which type the columns are, the commit, and the row.
+    place = path.read_bytes().index(bytes([3, 1, 1, 2, 5])) + 4
+    with altered(path, place, 5 ^ 4), closing(SQLiteStore(path)) as store:
+        with pytest.raises(CorruptArtifact):
+            store.purge()
+        assert store.held(np.array([4])).tolist() == [4]
+    with closing(SQLiteStore(path)) as store:
+        assert store.purge() == 1
+        assert sorted(store.find([f"d{i}" for i in range(8)]).values()) == [1, 2, 3, 4, 6, 7, 8]
