@@ -120,8 +120,11 @@ class SQLiteStore(SQLiteFile):
         """Those of the rows that are here, live or not, sorted."""
         with self.snapshot() as seq:
             found = self._column(f"SELECT row FROM documents WHERE {_IN_ROWS} ORDER BY row", (_array(rows),))
-            if len(found) < len(rows):
+            absent = np.setdiff1d(rows, found)
+            if len(absent):
                 self._check_removals(seq)
+                with self._vouched():
+                    sqlite_indexes.check_absent_rows(self._read, _array(absent))
             return found
 
     def texts(self, rows: Ids, /) -> list[str]:
@@ -164,7 +167,7 @@ class SQLiteStore(SQLiteFile):
         if absent:
             self._check_entries()
             with self._vouched():
-                sqlite_indexes.check_absent(self._read, json.dumps(absent))
+                sqlite_indexes.check_absent_ids(self._read, json.dumps(absent))
         return out
 
     def matching(self, condition: Filter | None, /, *, at: int | None = None) -> IdSet:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-__all__ = ["Altered", "added_since", "agree", "check_absent", "complete", "removed_since"]
+__all__ = ["Altered", "added_since", "agree", "check_absent_ids", "check_absent_rows", "complete", "removed_since"]
 
 Read: TypeAlias = Callable[[str, Sequence[Any]], list[Any]]
 """Runs a query."""
@@ -112,7 +112,7 @@ def removed_since(read: Read, seq: int) -> list[int]:
     return [row for _, row, _ in found]
 
 
-def check_absent(read: Read, names: str) -> None:
+def check_absent_ids(read: Read, names: str) -> None:
     """Hold the neighbours of ids that the index does not have against the table: one of them may be an id altered.
 
     Raises
@@ -129,3 +129,19 @@ def check_absent(read: Read, names: str) -> None:
     )
     if any(0 in pair for pair in read(sql, (names,))):
         raise Altered("the index of ids leads to another document")
+
+
+def check_absent_rows(read: Read, rows: str) -> None:
+    """Look for rows that the table does not have from both sides: a page that was altered leads past what it has.
+
+    Raises
+    ------
+    Altered
+    """
+    sql = (
+        "SELECT h.value, (SELECT row FROM documents NOT INDEXED WHERE row < h.value ORDER BY row DESC LIMIT 1), "
+        "(SELECT row FROM documents NOT INDEXED WHERE row > h.value ORDER BY row LIMIT 1) FROM json_each(?) AS h"
+    )
+    for row, before, after in read(sql, (rows,)):
+        if (before is not None and before >= row) or (after is not None and after <= row):
+            raise Altered(f"the pages of the table lead past row {row}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,24 @@ def test_a_purge_takes_no_live_document_away_that_an_altered_index_leads_to(tmp_
     with closing(SQLiteStore(path)) as store:
         assert store.purge() == 1
         assert sorted(store.find([f"d{i}" for i in range(8)]).values()) == [1, 2, 3, 4, 6, 7, 8]
+
+
+def test_no_row_is_taken_for_absent_that_an_altered_page_leads_past(tmp_path: Path) -> None:
+    path, rows = tmp_path / "store.sqlite", np.arange(1, 401)
+    with closing(SQLiteStore(path)) as store:
+        store.commit([Entry.of(Document(f"d{i}", f"text {i} " * 20)) for i in rows.tolist()], np.empty(0, np.int64))
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'documents'").fetchone()
+    root = (page - 1) * 8192
+    places = [place for place in structure(path) if root <= place < root + 8192]
+    assert path.read_bytes()[root] == 5  # not the rows themselves, but which page has which
+    outcomes = Counter[str]()
+    for place, bit in product(places, (1, 4)):
+        with altered(path, place, 1 << bit):
+            try:
+                with closing(SQLiteStore(path, mode="r")) as store:
+                    assert store.held(np.arange(1, 410)).tolist() == rows.tolist()
+                outcomes["right"] += 1
+            except StorageError:
+                outcomes["refused"] += 1
+    assert outcomes["refused"] > 100
