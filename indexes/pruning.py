@@ -27,7 +27,7 @@ from reperio.indexes.inverting import impact
 from reperio.indexes.lists import RANKS, WINDOW, Positions
 from reperio.indexes.weighting import Formula
 
-__all__ = ["Asked", "Lists", "score", "search", "sort"]
+__all__ = ["Asked", "Lists", "clear", "fits", "look_up", "score", "search", "sort", "sound"]
 
 _LOOKUP = 8
 """How many times as long as all others together a list must be, to be looked up and not summed."""
@@ -100,6 +100,52 @@ class Asked(NamedTuple):
     weights: NDArray[np.float64]
     linear: NDArray[np.bool_]
     baseline: NDArray[np.float64]
+
+
+# Queries
+
+
+@compiled
+def sound(starts: Positions, columns: NDArray[np.int64], weights: NDArray[np.float32], dim: int, most: int) -> bool:
+    """Whether rows have columns that ascend from 0 to ``dim`` - 1, and weights from 0 to that of the bits ``most``.
+
+    A weight's bits are looked at, for code compiled like this knows no NaN; they do not let -0 pass.
+    """
+    size, bits = len(columns), weights.view(np.uint32)
+    if not len(starts) or len(weights) != size or starts[0] != 0 or starts[-1] != size:
+        return False
+    for row in range(len(starts) - 1):
+        if starts[row] > starts[row + 1] or starts[row + 1] > size:
+            return False
+        before = -1
+        for i in range(starts[row], starts[row + 1]):
+            if columns[i] <= before or columns[i] >= dim or bits[i] > most:
+                return False
+            before = columns[i]
+    return True
+
+
+@compiled
+def look_up(
+    terms: NDArray[np.int64], frequencies: NDArray[np.int64], asked: NDArray[np.int64], slots: Positions, df: Positions
+) -> None:
+    """Fill in the slot of each term asked for, -1 where there is none, and add its frequency to ``df``."""
+    for i in range(len(asked)):
+        place = _first_at_least(terms, 0, len(terms), asked[i])
+        slots[i] = place if place < len(terms) and terms[place] == asked[i] else -1
+        df[i] += frequencies[place] if slots[i] >= 0 else 0
+
+
+@compiled
+def fits(starts: Positions, weights: NDArray[np.float64], most: int) -> bool:
+    """Whether `search` takes these queries: positive weights, no more than ``most`` terms each."""
+    for i in range(len(starts) - 1):
+        if starts[i + 1] - starts[i] > most:
+            return False
+    for weight in weights:
+        if weight <= 0:
+            return False
+    return True
 
 
 # Scoring rows
@@ -638,6 +684,13 @@ def search(
             value = _score_row(row_slots, row_values, held, relative[row], formula, wanted, hits)
             _push(scores, keys, np.float32(value + base), lists.ids[row])
         _mark(wanted, held[0], 0)
+
+
+@compiled
+def clear(scores: NDArray[np.float32], keys: Ids) -> None:
+    """Make heaps, ``(q, k)``, of nothing."""
+    scores[:] = -np.inf
+    keys[:] = _EMPTY
 
 
 @compiled

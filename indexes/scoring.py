@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Positions, Segment, compile_from, offsets
-from reperio.indexes.weighting import ALL, Floats, Weighting
+from reperio.indexes.weighting import ALL, Floats, Formula, Weighting
 from reperio.types import Neighbors
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _TO_EACH = 16
 
 _MOST_TERMS = 2047
 """Terms of a query beyond which a sum of bounds, each rounded up, may not fit 32 bits; such a query goes by term."""
+
+_OF_ROWS = (np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.float32))
 
 _ROW_COST = 256
 """Scoring a row costs about what summing this many postings does."""
@@ -65,6 +67,8 @@ class Weighed:
         Where each query's terms begin, ``(q + 1,)``.
     terms
         Columns, ascending in a query, ``(t,)``.
+    linear
+        Whether rows hold weights of it, not counts, ``(t,)``.
     idf
         ``(t,)``.
     weights
@@ -77,6 +81,7 @@ class Weighed:
 
     starts: Positions
     terms: NDArray[np.int64]
+    linear: NDArray[np.bool_]
     idf: Floats
     weights: Floats
     slots: list[Positions]
@@ -88,16 +93,16 @@ class Weighed:
     def part(self, first: int, last: int) -> Weighed:
         """Queries ``first`` up to ``last``."""
         a, b = int(self.starts[first]), int(self.starts[last])
+        columns = (self.terms[a:b], self.linear[a:b], self.idf[a:b], self.weights[a:b])
         slots = [s[a:b] for s in self.slots]
-        starts = self.starts[first : last + 1] - a
-        return Weighed(starts, self.terms[a:b], self.idf[a:b], self.weights[a:b], slots, self.baseline[first:last])
+        return Weighed(self.starts[first : last + 1] - a, *columns, slots, self.baseline[first:last])
 
     def only(self, chosen: NDArray[np.bool_]) -> Weighed:
         """The chosen queries."""
         sizes = np.diff(self.starts)
         held = np.repeat(chosen, sizes)
         slots = [s[held] for s in self.slots]
-        columns = (self.terms[held], self.idf[held], self.weights[held])
+        columns = (self.terms[held], self.linear[held], self.idf[held], self.weights[held])
         return Weighed(offsets(sizes[chosen]), *columns, slots, self.baseline[chosen])
 
 
@@ -168,16 +173,27 @@ class View:
         return sum(len(segment.row_slots) for segment in self.segments)
 
     @cached_property
+    def formula(self) -> Formula:
+        """Of counts."""
+        return self.weighting.formula
+
+    @cached_property
     def compiles(self) -> bool:
         """Whether to use compiled code."""
         return compile_from(self.postings)
 
     @cached_property
+    def code(self) -> Any:
+        """The compiled code, imported once: to import it again costs a small index's search."""
+        from reperio.indexes import pruning
+
+        return pruning
+
+    @cached_property
     def lists(self) -> list[Lists]:
         """The segments for compiled code."""
-        from reperio.indexes.pruning import Lists
-
-        return [Lists(*(getattr(segment, name) for name in Lists._fields)) for segment in self.segments]
+        names = self.code.Lists._fields
+        return [self.code.Lists(*(getattr(segment, name) for name in names)) for segment in self.segments]
 
     def find(self, ids: Ids) -> Positions:
         """Place of each id, -1 where no live row has it."""
@@ -215,27 +231,44 @@ class View:
         )
         return Sparse(offsets(sizes), joined[0][back], joined[1][back], self.dim or 0)
 
+    def sound(self, queries: Sparse, most: float) -> bool:
+        """Whether queries are certainly well-formed, with weights up to ``most``, as compiled code sees it at once."""
+        arrays = (queries.indptr, queries.indices, queries.weights)
+        if tuple(a.dtype for a in arrays) != _OF_ROWS or not all(a.flags.c_contiguous for a in arrays):
+            return False
+        return bool(self.code.sound(*arrays, queries.dim, int(np.float32(most).view(np.uint32))))
+
     def weigh(self, queries: Sparse) -> Weighed:
         """Look up the queries' terms and weigh those that a row holds."""
         terms, weights, starts = queries.indices, queries.weights, queries.indptr
-        slots = [segment.slots(terms) for segment in self.segments]
         df = np.zeros(len(terms), dtype=np.int64)
-        for segment, slot in zip(self.segments, slots, strict=True):
-            df += np.where(slot >= 0, segment.frequencies[slot], 0) if len(segment.terms) else 0
-        known = (df > 0) & (weights > 0)
-        if not known.all():
+        slots = [self._look_up(segment, terms, df) for segment in self.segments]
+        if not (df.all() and weights.all()):
+            known = (df > 0) & (weights > 0)
             starts = np.concatenate([[0], np.cumsum(known)])[starts]
             terms, weights, df, slots = terms[known], weights[known], df[known], [s[known] for s in slots]
         weighed = weights.astype(np.float64)
-        given, idf = terms < self.weighting.weights_below, np.ones(len(terms))
+        linear, idf = terms < self.weighting.weights_below, np.ones(len(terms))
         if self.weighting.weights_below < ALL:
-            idf = np.where(given, 1.0, self.weighting.idf(df, self.rows, mean=self.mean_idf))
+            idf = self.weighting.idf(df, self.rows, mean=self.mean_idf)
+            if self.weighting.weights_below:
+                idf[linear] = 1
             weighed *= idf
-        baseline = np.zeros(len(queries))
+        baseline = np.zeros(len(starts) - 1)
         if self.weighting.absent:
-            totals = np.concatenate([[0.0], np.cumsum(np.where(given, 0.0, weighed))])
+            totals = np.concatenate([[0.0], np.cumsum(np.where(linear, 0.0, weighed))])
             baseline = self.weighting.absent * np.diff(totals[starts])
-        return Weighed(starts, terms, idf, weighed, slots, baseline)
+        return Weighed(starts, terms, linear, idf, weighed, slots, baseline)
+
+    def _look_up(self, segment: Segment, terms: NDArray[np.int64], df: NDArray[np.int64]) -> Positions:
+        """The terms' slots in a segment; adds how many live rows there hold each."""
+        if self.compiles:
+            slots: Positions = np.empty(len(terms), dtype=np.int64)
+            self.code.look_up(segment.terms, segment.frequencies, terms, slots, df)
+            return slots
+        slots = segment.slots(terms)
+        df += np.where(slots >= 0, segment.frequencies[slots], 0) if len(segment.terms) else 0
+        return slots
 
     # Searching
 
@@ -256,10 +289,10 @@ class View:
 
     def _best(self, queries: Weighed, k: int, allowed: Positions | None) -> Neighbors:
         usable = self.alive
-        positive = not len(queries.weights) or float(queries.weights.min()) > 0
+        if allowed is None and self.compiles:
+            if self.code.fits(queries.starts, queries.weights, _MOST_TERMS):
+                return self._by_list(queries, k, usable, everything=self.all_alive)
         sizes = np.diff(queries.starts)
-        if allowed is None and self.compiles and positive and sizes.max(initial=0) <= _MOST_TERMS:
-            return self._by_list(queries, k, usable, everything=self.all_alive)
         out = Neighbors(
             np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
         )
@@ -301,36 +334,33 @@ class View:
 
     def _by_list(self, queries: Weighed, k: int, usable: NDArray[np.bool_], *, everything: bool) -> Neighbors:
         """Search with compiled code; weights are positive."""
-        from reperio.indexes import pruning
-
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        keys = np.full((len(queries), k), 2**63 - 1, dtype=np.int64)
+        scores = np.empty((len(queries), k), dtype=np.float32)
+        keys = np.empty((len(queries), k), dtype=np.int64)
+        self.code.clear(scores, keys)
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
             sums = _SCRATCH.zeros(WINDOW, np.int32 if segment.codes.dtype == np.uint8 else np.float32)
-            pruning.search(
+            self.code.search(
                 self.lists[number],
                 self.relative[rows],
-                self.weighting.formula,
+                self.formula,
                 self._asked(queries, number),
                 usable[rows],
                 (*segment.drift(self.average), everything),
                 (scores, keys),
                 (sums, _SCRATCH.zeros(len(segment.terms), np.uint8)),
             )
-        pruning.sort(scores, keys)
+        self.code.sort(scores, keys)
         return Neighbors(keys, scores)
 
     def _asked(self, queries: Weighed, number: int) -> Any:
         """The queries' terms in one segment, for compiled code."""
-        from reperio.indexes.pruning import Asked
-
-        slots, held = queries.slots[number], queries.slots[number] >= 0
-        linear = queries.terms < self.weighting.weights_below
-        if held.all():
-            return Asked(queries.starts, slots, queries.weights, linear, queries.baseline)
+        slots, linear = queries.slots[number], queries.linear
+        if len(queries.slots) == 1:  # of which the terms are those held
+            return self.code.Asked(queries.starts, slots, queries.weights, linear, queries.baseline)
+        held = slots >= 0
         starts = np.concatenate([[0], np.cumsum(held)])[queries.starts]
-        return Asked(starts, slots[held], queries.weights[held], linear[held], queries.baseline)
+        return self.code.Asked(starts, slots[held], queries.weights[held], linear[held], queries.baseline)
 
     def _by_row(self, query: Weighed, places: Positions) -> tuple[Positions, Floats]:
         """Those of the rows that hold a term, and their scores."""
@@ -376,14 +406,11 @@ class View:
 
     def _sums_compiled(self, queries: Weighed, places: Positions) -> Floats:
         """Scores of the rows at these places without baseline, ``(q, m)``; 0 where a row holds no term."""
-        from reperio.indexes import pruning
-
         scores = np.zeros(places.shape)
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
             asked, wanted = self._asked(queries, number), _SCRATCH.zeros(len(segment.terms), np.uint8)
-            formula = self.weighting.formula
-            pruning.score(self.lists[number], self.relative[rows], formula, asked, places - base, scores, wanted)
+            self.code.score(self.lists[number], self.relative[rows], self.formula, asked, places - base, scores, wanted)
         return scores
 
     def _sums(self, query: Weighed, places: Positions) -> tuple[Floats, NDArray[np.bool_]]:

@@ -107,7 +107,8 @@ class Weighting:
 
     def idf(self, df: NDArray[np.int64], rows: int, *, mean: float = 0.0) -> Floats:
         """Weight of terms that ``df`` of ``rows`` hold, df >= 1; ``mean`` is `mean_idf`, for okapi only."""
-        odds: Floats = (rows - df + 0.5) / (df + 0.5)
+        half = df + 0.5
+        odds: Floats = (rows + 1 - half) / half
         if self.variant == "lucene":
             return np.log1p(odds)
         if self.variant == "robertson":
@@ -115,7 +116,7 @@ class Weighting:
         if self.variant == "atire":
             return np.log(rows / df)
         if self.variant == "bm25l":
-            return np.log((rows + 1) / (df + 0.5))
+            return np.log((rows + 1) / half)
         if self.variant == "bm25+":
             return np.log((rows + 1) / df)
         raw = np.log(odds)
