@@ -588,7 +588,7 @@ def _candidates(
         scanned = size * _DENSE >= WINDOW
         if scanned:
             _sum_all(lists, terms, low, sums)
-            if not primed and size >= WINDOW:
+            if not primed:
                 primed = True
                 if not all_usable:
                     _leave_out(sums, usable[low : low + WINDOW])
