@@ -55,6 +55,9 @@ _LINE = 16
 _FETCHED = 16
 """Rows fetched at a time."""
 
+_AT_ONCE = 4
+"""So many times k rows, at most, are all scored and then sorted."""
+
 _EMPTY = 2**63 - 1
 
 
@@ -163,9 +166,16 @@ def _first_at_least(values: NDArray[Any], low: int, high: int, wanted: int) -> i
 
 
 @compiled
-def _mark(wanted: NDArray[np.uint8], slots: Positions, mark: int) -> None:
+def _number(wanted: NDArray[np.uint16], slots: Positions) -> None:
+    """Number the terms asked for, from 1."""
+    for i in range(len(slots)):
+        wanted[slots[i]] = i + 1
+
+
+@compiled
+def _forget(wanted: NDArray[np.uint16], slots: Positions) -> None:
     for slot in slots:
-        wanted[slot] = mark
+        wanted[slot] = 0
 
 
 @compiled
@@ -175,12 +185,12 @@ def _score_row(
     asked: tuple[Positions, NDArray[np.float64], NDArray[np.bool_]],
     relative: Any,
     formula: Formula,
-    wanted: NDArray[np.uint8],
+    wanted: NDArray[np.uint16],
     hits: Positions,
 ) -> float:
     """Score of one row without baseline; terms are added in ascending order."""
     slots, weights, linear = asked
-    total, size, term = 0.0, len(row_slots), 0
+    total, size = 0.0, len(row_slots)
     if len(slots) * _LEAP < size:
         place = 0
         for i in range(len(slots)):
@@ -194,11 +204,10 @@ def _score_row(
         count = np.uint64(0)
         for place in range(start, min(size, start + len(hits))):  # without a branch: few of a row's terms are asked for
             hits[count] = place
-            count += np.uint64(wanted[np.uint64(row_slots[place])])
+            count += np.uint64(wanted[np.uint64(row_slots[np.uint64(place)])] > 0)
         for j in range(count):
-            place = hits[j]
-            while slots[term] < row_slots[place]:
-                term += 1
+            place = np.uint64(hits[np.uint64(j)])
+            term = np.uint64(wanted[np.uint64(row_slots[place])]) - np.uint64(1)
             total += weights[term] * impact(np.float64(row_values[place]), relative, linear[term], formula)
     return total
 
@@ -221,7 +230,7 @@ def score(
     asked: Asked,
     rows: Positions,
     out: NDArray[np.float64],
-    wanted: NDArray[np.uint8],
+    wanted: NDArray[np.uint16],
 ) -> None:
     """Fill in the scores of ``rows``, ``(q, m)``, 0 where a row holds no term; rows elsewhere are passed over.
 
@@ -231,14 +240,14 @@ def score(
     for i in range(len(asked.starts) - 1):
         first, last = asked.starts[i], asked.starts[i + 1]
         terms = (asked.slots[first:last], asked.weights[first:last], asked.linear[first:last])
-        _mark(wanted, terms[0], 1)
+        _number(wanted, terms[0])
         for j in range(rows.shape[1]):
             row = rows[i, j]
             if 0 <= row < len(lists.row_starts) - 1:
                 start, end = lists.row_starts[row], lists.row_starts[row + 1]
                 row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
                 out[i, j] = _score_row(row_slots, row_values, terms, relative[row], formula, wanted, hits)
-        _mark(wanted, terms[0], 0)
+        _forget(wanted, terms[0])
 
 
 # Searching
@@ -316,6 +325,21 @@ def _sink(scores: NDArray[np.float32], keys: Ids, score: np.float32, key: Any) -
         scores[i], keys[i] = scores[child], keys[child]
         i = child
     scores[i], keys[i] = score, key
+
+
+@compiled
+def _fill(scores: NDArray[np.float32], keys: Ids, values: NDArray[np.float32], rows: Positions, ids: Ids) -> None:
+    """Make an empty heap one of the best of these rows, in order: the worst in front."""
+    order = np.argsort(values)
+    for i in range(1, len(order)):  # of equal ones the lower row, and so the lower id, is the better
+        one, j = order[i], i
+        while j > 0 and values[order[j - 1]] == values[one] and rows[order[j - 1]] < rows[one]:
+            order[j] = order[j - 1]
+            j -= 1
+        order[j] = one
+    count, k = len(order), len(scores)
+    for i in range(min(count, k)):
+        scores[k - 1 - i], keys[k - 1 - i] = values[order[count - 1 - i]], ids[rows[order[count - 1 - i]]]
 
 
 @compiled
@@ -433,16 +457,28 @@ def _least_sum(need: float, bits: int, sums: NDArray[Any]) -> Any:
 
 
 @compiled
-def _prime(sums: NDArray[Any], least: Any, k: int, scale: tuple[int, float, float], room: NDArray[np.float64]) -> float:
+def _prime(
+    sums: NDArray[Any],
+    least: Any,
+    k: int,
+    scale: tuple[int, float, float],
+    highest: NDArray[Any],
+    room: NDArray[np.float64],
+) -> float:
     """What k rows of a window reach: the k-th highest of one row in 16; 0 if fewer are above ``least``."""
     bits, slack, coarsest = scale
+    for block in range(0, WINDOW, _STEP * _STEP):  # groups of every 16th row, for many maxima are taken at a time
+        first = block // _STEP
+        for lane in range(_STEP):
+            highest[np.uint64(first + lane)] = sums[np.uint64(block + lane)]
+        for step in range(block + _STEP, block + _STEP * _STEP, _STEP):
+            for lane in range(_STEP):
+                most, other = highest[np.uint64(first + lane)], sums[np.uint64(step + lane)]
+                highest[np.uint64(first + lane)] = other if other > most else most
     count = 0
-    for start in range(0, WINDOW, _STEP):
-        highest = sums[np.uint64(start)]
-        for j in range(1, _STEP):
-            highest = max(highest, sums[np.uint64(start + j)])
-        room[count] = highest
-        count += highest > least
+    for i in range(len(highest)):
+        room[count] = highest[i]
+        count += highest[i] > least
     if count < k:
         return 0.0
     for i in range(count):
@@ -576,7 +612,8 @@ def _candidates(
     """
     bits, slack = scale
     touched, k = np.empty(WINDOW, np.uint16), len(lowest)
-    room, primed = np.empty(WINDOW // _STEP + 1), lowest[0] > 0
+    highest, room = np.empty(WINDOW // _STEP, sums.dtype), np.empty(WINDOW // _STEP + 1)
+    primed = lowest[0] > 0
     rows, bounds, kept = np.empty(_ROOM, np.int64), np.empty(_ROOM), 0
     whole, coarsest = lists.codes.itemsize == 1, terms.lifts.max() + 255
     for window in range((len(usable) + WINDOW - 1) // WINDOW):
@@ -594,7 +631,7 @@ def _candidates(
                     _leave_out(sums, usable[low : low + WINDOW])
                 least = _least_sum(threshold - rest, bits, sums)
                 margin = coarsest if whole else 0.0
-                threshold = max(threshold, _prime(sums, least, k, (bits, slack, margin), room))
+                threshold = max(threshold, _prime(sums, least, k, (bits, slack, margin), highest, room))
             count = _list_above(sums, _least_sum(threshold - rest, bits, sums), touched)
         else:
             count = _sum_listing(lists, terms, low, sums, touched)
@@ -637,7 +674,7 @@ def search(
     usable: NDArray[np.bool_],
     drift: tuple[float, float, bool],
     best: tuple[NDArray[np.float32], Ids],
-    scratch: tuple[NDArray[Any], NDArray[np.uint8]],
+    scratch: tuple[NDArray[Any], NDArray[np.uint16]],
 ) -> None:
     """Put the best usable rows of each query into its heap.
 
@@ -672,18 +709,25 @@ def search(
             slack *= max(0.0, 1 - (last - first + 2) * 2.0**-22)
         scale = (bits, slack)
         rows, bounds, count = _candidates(lists, terms, usable, all_usable, scale, lowest, threshold, sums)
-        _mark(wanted, held[0], 1)
+        _number(wanted, held[0])
+        at_once = scores[k - 1] == -np.inf and count <= _AT_ONCE * k  # nothing there: a heap is made of all
+        values = np.empty(count if at_once else 0, np.float32)
         for i in range(count):
             if i % _FETCHED == 0:
                 hits[0] = _fetch(lists, rows[i : min(count, i + _FETCHED)])
             row = rows[i]
-            if bounds[i] <= (np.float64(scores[0]) * _DOWN - base) * unit:
+            if not at_once and bounds[i] <= (np.float64(scores[0]) * _DOWN - base) * unit:
                 continue
             start, end = lists.row_starts[row], lists.row_starts[row + 1]
             row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
             value = _score_row(row_slots, row_values, held, relative[row], formula, wanted, hits)
-            _push(scores, keys, np.float32(value + base), lists.ids[row])
-        _mark(wanted, held[0], 0)
+            if at_once:
+                values[i] = np.float32(value + base)
+            else:
+                _push(scores, keys, np.float32(value + base), lists.ids[row])
+        if at_once:
+            _fill(scores, keys, values, rows, lists.ids)
+        _forget(wanted, held[0])
 
 
 @compiled
@@ -696,11 +740,29 @@ def clear(scores: NDArray[np.float32], keys: Ids) -> None:
 @compiled
 def sort(scores: NDArray[np.float32], keys: Ids) -> None:
     """Bring heaps, ``(q, k)``, into order, the best first; places left empty get the key -1."""
+    k = scores.shape[1]
     for query in range(len(scores)):
-        for size in range(scores.shape[1] - 1, -1, -1):
-            score, key = scores[query, size], keys[query, size]
-            scores[query, size], keys[query, size] = scores[query, 0], keys[query, 0]
-            if size:
-                _sink(scores[query, :size], keys[query, :size], score, key)
-            if scores[query, size] == -np.inf:
-                keys[query, size] = -1
+        some, theirs = scores[query], keys[query]
+        if not _descend(some, theirs):
+            for size in range(k - 1, -1, -1):
+                score, key = some[size], theirs[size]
+                some[size], theirs[size] = some[0], theirs[0]
+                if size:
+                    _sink(some[:size], theirs[:size], score, key)
+        for i in range(k):
+            if some[i] == -np.inf:
+                theirs[i] = -1
+
+
+@compiled
+def _descend(scores: NDArray[np.float32], keys: Ids) -> bool:
+    """Turn round what stands in order from the worst to the best; else False, and nothing is done."""
+    k, ordered = len(scores), True
+    for i in range(1, k):
+        tie = scores[i - 1] == scores[i] and keys[i - 1] >= keys[i]
+        ordered &= scores[i - 1] < scores[i] or tie
+    if ordered:
+        for i in range(k // 2):
+            scores[i], scores[k - 1 - i] = scores[k - 1 - i], scores[i]
+            keys[i], keys[k - 1 - i] = keys[k - 1 - i], keys[i]
+    return ordered

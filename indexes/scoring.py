@@ -348,7 +348,7 @@ class View:
                 usable[rows],
                 (*segment.drift(self.average), everything),
                 (scores, keys),
-                (sums, _SCRATCH.zeros(len(segment.terms), np.uint8)),
+                (sums, _SCRATCH.zeros(len(segment.terms), np.uint16)),
             )
         self.code.sort(scores, keys)
         return Neighbors(keys, scores)
@@ -409,7 +409,7 @@ class View:
         scores = np.zeros(places.shape)
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
-            asked, wanted = self._asked(queries, number), _SCRATCH.zeros(len(segment.terms), np.uint8)
+            asked, wanted = self._asked(queries, number), _SCRATCH.zeros(len(segment.terms), np.uint16)
             self.code.score(self.lists[number], self.relative[rows], self.formula, asked, places - base, scores, wanted)
         return scores
 
