@@ -49,6 +49,9 @@ _LANE = 256
 _STEP = 16
 """Rows of which the best is taken for a first threshold."""
 
+_HALVINGS = 12
+"""Of an interval, to come near the k-th of many values."""
+
 _LINE = 16
 """Slots in a line of a core's cache."""
 
@@ -457,83 +460,58 @@ def _least_sum(need: float, bits: int, sums: NDArray[Any]) -> Any:
 
 
 @compiled
-def _prime(
-    sums: NDArray[Any],
-    least: Any,
-    k: int,
-    scale: tuple[int, float, float],
-    highest: NDArray[Any],
-    room: NDArray[np.float64],
-) -> float:
-    """What k rows of a window reach: the k-th highest of one row in 16; 0 if fewer are above ``least``."""
+def _take_highest(sums: NDArray[Any], highest: NDArray[Any]) -> None:
+    """The highest sums of groups of 16 rows; those of a group are far apart, so that many maxima are taken at once."""
+    groups = len(highest)
+    for i in range(groups):
+        highest[np.uint64(i)] = sums[np.uint64(i)]
+    for start in range(groups, len(sums), groups):
+        for i in range(groups):
+            other, most = sums[np.uint64(start + i)], highest[np.uint64(i)]
+            highest[np.uint64(i)] = other if other > most else most
+
+
+@compiled
+def _prime(highest: NDArray[Any], k: int, scale: tuple[int, float, float], reached: NDArray[np.float64]) -> float:
+    """About what the k-th highest group reaches, and not more; 0 if there are fewer."""
     bits, slack, coarsest = scale
-    for block in range(0, WINDOW, _STEP * _STEP):  # groups of every 16th row, for many maxima are taken at a time
-        first = block // _STEP
-        for lane in range(_STEP):
-            highest[np.uint64(first + lane)] = sums[np.uint64(block + lane)]
-        for step in range(block + _STEP, block + _STEP * _STEP, _STEP):
-            for lane in range(_STEP):
-                most, other = highest[np.uint64(first + lane)], sums[np.uint64(step + lane)]
-                highest[np.uint64(first + lane)] = other if other > most else most
-    count = 0
+    most = 0.0
     for i in range(len(highest)):
-        room[count] = highest[i]
-        count += highest[i] > least
-    if count < k:
-        return 0.0
-    for i in range(count):
-        value = np.int64(room[i])
-        if coarsest > 0:
-            room[i] = float(value >> bits) - (value & ((1 << bits) - 1)) * coarsest
-    return _kth(room, count, k) * slack
-
-
-@compiled
-def _kth(values: NDArray[np.float64], size: int, k: int) -> float:
-    """The k-th highest of the first ``size`` values, which are put into another order."""
-    low, high = 0, size - 1
-    while low < high:
-        pivot = values[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if k - 1 <= j:
-            high = j
-        elif k - 1 >= i:
-            low = i
+        value = np.int64(highest[i])
+        reached[i] = float(value >> bits) - (value & ((1 << bits) - 1)) * coarsest if coarsest > 0 else highest[i]
+        most = max(most, reached[i])
+    low, high = 0.0, most
+    for _ in range(_HALVINGS):
+        middle, count = 0.5 * (low + high), 0
+        for i in range(len(reached)):
+            count += reached[np.uint64(i)] >= middle
+        if count >= k:
+            low = middle
         else:
-            break
-    return float(values[k - 1])
+            high = middle
+    return low * slack
 
 
 @compiled
-def _any_above(sums: NDArray[Any], start: int, size: int, least: Any) -> bool:
+def _any_above(values: NDArray[Any], start: int, least: Any) -> bool:
     above = 0
-    for j in range(size):  # without a branch or a running maximum: many at a time
-        above |= sums[np.uint64(start + j)] > least
+    for j in range(_STEP):  # without a branch or a running maximum: many at a time
+        above |= values[np.uint64(start + j)] > least
     return above > 0
 
 
 @compiled
-def _list_above(sums: NDArray[Any], least: Any, touched: NDArray[np.uint16]) -> int:
-    count = 0
-    for start in range(0, WINDOW, _LANE):
-        if not _any_above(sums, start, _LANE, least):
+def _list_above(sums: NDArray[Any], highest: NDArray[Any], least: Any, touched: NDArray[np.uint16]) -> int:
+    count = np.uint64(0)
+    for first in range(0, len(highest), _STEP):
+        if not _any_above(highest, first, least):
             continue
-        for part in range(start, start + _LANE, _STEP):
-            if _any_above(sums, part, _STEP, least):
-                for j in range(part, part + _STEP):
-                    if sums[j] > least:
-                        touched[count] = j
-                        count += 1
-    return count
+        for group in range(first, first + _STEP):
+            if highest[group] > least:
+                for place in range(group, len(sums), len(highest)):
+                    touched[count] = place
+                    count += np.uint64(sums[np.uint64(place)] > least)
+    return np.int64(count)
 
 
 @compiled
@@ -612,7 +590,7 @@ def _candidates(
     """
     bits, slack = scale
     touched, k = np.empty(WINDOW, np.uint16), len(lowest)
-    highest, room = np.empty(WINDOW // _STEP, sums.dtype), np.empty(WINDOW // _STEP + 1)
+    highest, room = np.empty(WINDOW // _STEP, sums.dtype), np.empty(WINDOW // _STEP)
     primed = lowest[0] > 0
     rows, bounds, kept = np.empty(_ROOM, np.int64), np.empty(_ROOM), 0
     whole, coarsest = lists.codes.itemsize == 1, terms.lifts.max() + 255
@@ -625,14 +603,15 @@ def _candidates(
         scanned = size * _DENSE >= WINDOW
         if scanned:
             _sum_all(lists, terms, low, sums)
+            _take_highest(sums, highest)
             if not primed:
                 primed = True
                 if not all_usable:
                     _leave_out(sums, usable[low : low + WINDOW])
-                least = _least_sum(threshold - rest, bits, sums)
-                margin = coarsest if whole else 0.0
-                threshold = max(threshold, _prime(sums, least, k, (bits, slack, margin), highest, room))
-            count = _list_above(sums, _least_sum(threshold - rest, bits, sums), touched)
+                    _take_highest(sums, highest)
+                reached = _prime(highest, k, (bits, slack, coarsest if whole else 0.0), room)
+                threshold = max(threshold, reached)
+            count = _list_above(sums, highest, _least_sum(threshold - rest, bits, sums), touched)
         else:
             count = _sum_listing(lists, terms, low, sums, touched)
         for j in range(count):
