@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Positions, Segment, compile_from, offsets
+from reperio.indexes.weighed import Weighed
 from reperio.indexes.weighting import ALL, Floats, Formula, Weighting
 from reperio.types import Neighbors
 
 if TYPE_CHECKING:
     from reperio.indexes.pruning import Lists
 
-__all__ = ["View", "Weighed"]
+__all__ = ["View"]
 
 _THREADS = os.cpu_count() or 1
 
@@ -36,6 +37,9 @@ _MOST_TERMS = 2047
 """Terms of a query beyond which a sum of bounds, each rounded up, may not fit 32 bits; such a query goes by term."""
 
 _OF_ROWS = (np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.float32))
+
+_MOST_MARKED = 1 << 16
+"""Terms of all queries from which a term's number may not fit the two bytes that mark it."""
 
 _ROW_COST = 256
 """Scoring a row costs about what summing this many postings does."""
@@ -55,55 +59,6 @@ class _Scratch(threading.local):
 
 
 _SCRATCH = _Scratch()
-
-
-@dataclass(frozen=True, slots=True)
-class Weighed:
-    """Queries, reduced to the terms that some row holds.
-
-    Attributes
-    ----------
-    starts
-        Where each query's terms begin, ``(q + 1,)``.
-    terms
-        Columns, ascending in a query, ``(t,)``.
-    linear
-        Whether rows hold weights of it, not counts, ``(t,)``.
-    idf
-        ``(t,)``.
-    weights
-        idf times the query's own weight, ``(t,)``.
-    slots
-        For each segment the slots of the terms, -1 where it holds none, ``(t,)``.
-    baseline
-        What a row without any of the terms scores, ``(q,)``.
-    """
-
-    starts: Positions
-    terms: NDArray[np.int64]
-    linear: NDArray[np.bool_]
-    idf: Floats
-    weights: Floats
-    slots: list[Positions]
-    baseline: Floats
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def part(self, first: int, last: int) -> Weighed:
-        """Queries ``first`` up to ``last``."""
-        a, b = int(self.starts[first]), int(self.starts[last])
-        columns = (self.terms[a:b], self.linear[a:b], self.idf[a:b], self.weights[a:b])
-        slots = [s[a:b] for s in self.slots]
-        return Weighed(self.starts[first : last + 1] - a, *columns, slots, self.baseline[first:last])
-
-    def only(self, chosen: NDArray[np.bool_]) -> Weighed:
-        """The chosen queries."""
-        sizes = np.diff(self.starts)
-        held = np.repeat(chosen, sizes)
-        slots = [s[held] for s in self.slots]
-        columns = (self.terms[held], self.linear[held], self.idf[held], self.weights[held])
-        return Weighed(offsets(sizes[chosen]), *columns, slots, self.baseline[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,9 +244,8 @@ class View:
 
     def _best(self, queries: Weighed, k: int, allowed: Positions | None) -> Neighbors:
         usable = self.alive
-        if allowed is None and self.compiles:
-            if self.code.fits(queries.starts, queries.weights, _MOST_TERMS):
-                return self._by_list(queries, k, usable, everything=self.all_alive)
+        if allowed is None and self.compiles and self.code.fits(queries.starts, queries.weights, _MOST_TERMS):
+            return self._by_list(queries, k, usable, everything=self.all_alive)
         sizes = np.diff(queries.starts)
         out = Neighbors(
             np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
@@ -364,7 +318,7 @@ class View:
 
     def _by_row(self, query: Weighed, places: Positions) -> tuple[Positions, Floats]:
         """Those of the rows that hold a term, and their scores."""
-        if self.compiles and query.weights.min() > 0:
+        if self.compiles and len(query.terms) < _MOST_MARKED and query.weights.min() > 0:
             scores = self._sums_compiled(query, places[None])[0]
             matching = scores > 0
         else:
@@ -395,7 +349,7 @@ class View:
         """Scores of these rows, ``(q, m)``; ``-inf`` where no live row has the id."""
         places = self.find(ids.ravel()).reshape(ids.shape)
         out = np.full(ids.shape, -np.inf, dtype=np.float32)
-        if self.compiles:
+        if self.compiles and len(queries.terms) < _MOST_MARKED:
             sums = self._sums_compiled(queries, places) + queries.baseline[:, None]
             out[places >= 0] = sums[places >= 0]
             return out

@@ -1,0 +1,113 @@
+"""Scoring rows one by one from what was added, compiled.
+
+Shapes: q queries, t terms of a query, m rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio.extras import compiled
+from reperio.indexes.asked import Asked, Lists, first_at_least
+from reperio.indexes.inverting import impact
+from reperio.indexes.lists import Positions
+from reperio.indexes.weighting import Formula
+
+__all__ = ["LANE", "fetch", "mark", "score", "score_row", "unmark"]
+
+LANE = 256
+"""Places of a row that are looked at before those that matter are."""
+
+_LEAP = 64
+"""A row with so many times as many terms as the query is searched by halves, others are gone through."""
+
+_LINE = 16
+"""Slots in a line of a core's cache."""
+
+
+@compiled
+def mark(wanted: NDArray[np.uint16], slots: Positions) -> None:
+    """Number the terms asked for, from 1."""
+    for i in range(len(slots)):
+        wanted[slots[i]] = i + 1
+
+
+@compiled
+def unmark(wanted: NDArray[np.uint16], slots: Positions) -> None:
+    for slot in slots:
+        wanted[slot] = 0
+
+
+@compiled
+def score_row(
+    row_slots: NDArray[np.int32],
+    row_values: NDArray[Any],
+    asked: tuple[Positions, NDArray[np.float64], NDArray[np.bool_]],
+    relative: Any,
+    formula: Formula,
+    wanted: NDArray[np.uint16],
+    hits: Positions,
+) -> float:
+    """Score of one row without baseline; terms are added in ascending order."""
+    slots, weights, linear = asked
+    total, size = 0.0, len(row_slots)
+    if len(slots) * _LEAP < size:
+        place = 0
+        for i in range(len(slots)):
+            place = first_at_least(row_slots, place, size, slots[i])
+            if place == size:
+                break
+            if row_slots[place] == slots[i]:
+                total += weights[i] * impact(np.float64(row_values[place]), relative, linear[i], formula)
+        return total
+    for start in range(0, size, len(hits)):
+        count = np.uint64(0)
+        for place in range(start, min(size, start + len(hits))):  # without a branch: few of a row's terms are asked for
+            hits[count] = place
+            count += np.uint64(wanted[np.uint64(row_slots[np.uint64(place)])] > 0)
+        for j in range(count):
+            held = np.uint64(hits[np.uint64(j)])
+            term = np.uint64(wanted[np.uint64(row_slots[held])]) - np.uint64(1)
+            total += weights[term] * impact(np.float64(row_values[held]), relative, linear[term], formula)
+    return total
+
+
+@compiled
+def fetch(lists: Lists, rows: Positions) -> int:
+    """Touch these rows, so that memory brings them all at once and not one after the other."""
+    seen = 0
+    for row in rows:
+        for place in range(lists.row_starts[row], lists.row_starts[row + 1], _LINE):
+            seen += lists.row_slots[place] + np.int64(lists.row_values[place])
+    return seen
+
+
+@compiled
+def score(
+    lists: Lists,
+    relative: NDArray[np.float64],
+    formula: Formula,
+    asked: Asked,
+    rows: Positions,
+    out: NDArray[np.float64],
+    wanted: NDArray[np.uint16],
+) -> None:
+    """Fill in the scores of ``rows``, ``(q, m)``, 0 where a row holds no term; rows elsewhere are passed over.
+
+    ``wanted`` is zeros, one for each slot at least.
+    """
+    hits = np.empty(LANE, np.int64)
+    for i in range(len(asked.starts) - 1):
+        first, last = asked.starts[i], asked.starts[i + 1]
+        terms = (asked.slots[first:last], asked.weights[first:last], asked.linear[first:last])
+        mark(wanted, terms[0])
+        for j in range(rows.shape[1]):
+            row = rows[i, j]
+            if 0 <= row < len(lists.row_starts) - 1:
+                start, end = lists.row_starts[row], lists.row_starts[row + 1]
+                row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
+                out[i, j] = score_row(row_slots, row_values, terms, relative[row], formula, wanted, hits)
+        unmark(wanted, terms[0])
