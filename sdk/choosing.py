@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 from reperio.agreement import metric_of
 from reperio.embeddings import Ids
 from reperio.errors import ConfigurationError
-from reperio.protocols import Housed, Index, Spec
+from reperio.protocols import Index, Spec
 from reperio.registry import build, registered
-from reperio.signals import LiveSignal
+from reperio.signals import LiveSignal, homeless
 
 Given: TypeAlias = Index[Any] | Spec | str
 """An empty index, its specification, the name of its class, or a FAISS factory string."""
@@ -56,7 +56,7 @@ def _spec(signal: LiveSignal, given: Given | None, rows: Ids, *, hosted: bool) -
     what = f"The index for {signal.name!r}"
     old: Index[Any] = build(signal.derived.spec)
     fresh = old if given is None else _index(given, metric_of(old), what)
-    if isinstance(fresh, Housed) and not fresh.address and not hosted:
+    if homeless(fresh, hosted=hosted):
         problem = (
             f"{what} is a {type(fresh).__name__} without a url: it lives in PostgreSQL, and the target is a folder."
         )

@@ -30,7 +30,7 @@ from reperio.protocols import Index, Spec
 from reperio.registry import build
 from reperio.retrieval import Options
 from reperio.searcher import Request, Searcher
-from reperio.signals import LiveSignal
+from reperio.signals import LiveSignal, check_home
 from reperio.stores.rows import Mode
 from reperio.types import Document, Query, Ranking
 from reperio.upkeep import COMPACT_AT, Upkeep
@@ -269,13 +269,14 @@ class Collection:
         Raises
         ------
         ConfigurationError
-            If it cannot hold the signal's embeddings; nothing is done then.
+            If it cannot hold the signal's embeddings, or has nowhere to keep them; nothing is done then.
         ReadOnly
         """
         self._check_writable()
         fresh = self._from_factory(signal, index) if isinstance(index, str) else index
         if len(fresh):
             raise ConfigurationError(f"The index holds {len(fresh)} rows already.", "Give an empty index.")
+        check_home(fresh, f"The index for {signal!r}", hosted=self._store.host is not None)
         self._named(signal).check(fresh)
         self._upkeep.reindex(self._named(signal), fresh)
 

@@ -163,7 +163,7 @@ def attach(place: Place, given: Signals | None) -> dict[str, LiveSignal]:
             raise NotFound(f"{store.location} was not finished being made.", "Open it with mode='rw'.")
         chosen = hybrid() if given is None else given
         _check_names(chosen)
-        store.declare({name: describe(signal) for name, signal in chosen.items()})
+        store.declare({name: describe(signal, hosted=store.host is not None) for name, signal in chosen.items()})
         known, given = store.signals(), chosen
     elif given is not None and set(given) != set(known):
         raise ConfigurationError(f"The signals given are {sorted(given)}.", f"This collection has {sorted(known)}.")
@@ -197,7 +197,7 @@ def chosen(path: Path | str, given: Signals | None) -> Signals | None:
     signals = hybrid() if given is None else given
     _check_names(signals)
     for signal in signals.values():
-        describe(signal)
+        describe(signal, hosted=False)
     return signals
 
 

@@ -16,7 +16,7 @@ from reperio.errors import ConfigurationError, CorruptArtifact, FingerprintMisma
 from reperio.hosted import HostedIndex
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.multivector import MultiVectorIndex
-from reperio.protocols import Encoder, Index, Served, Store
+from reperio.protocols import Encoder, Housed, Index, Served, Store
 from reperio.registry import build
 from reperio.stores.rows import Vector, check_floor, present
 from reperio.strangers import Strangers
@@ -55,10 +55,11 @@ class Signal(Generic[E]):
     stored: bool = True
 
 
-def describe(signal: Signal[Any]) -> dict[str, Any]:
-    """What the store keeps of a signal, canary embeddings included."""
+def describe(signal: Signal[Any], *, hosted: bool) -> dict[str, Any]:
+    """What a store keeps of a signal, canary embeddings included; ``hosted`` where an index can live in it."""
     if len(signal.index):
         raise ConfigurationError(f"The index holds {len(signal.index)} rows already.", "Give an empty index.")
+    check_home(signal.index, "The index", hosted=hosted)
     if signal.stored and signal.encoder.fingerprint.kind == "text":
         raise ConfigurationError("A signal of texts stores no embeddings.", "Declare it with Signal(…, stored=False).")
     canaries = _canaries(signal.encoder)
@@ -75,6 +76,24 @@ def describe(signal: Signal[Any]) -> dict[str, Any]:
         "stored": signal.stored,
         "canaries": canaries,
     }
+
+
+def homeless(index: Index[Any], *, hosted: bool) -> bool:
+    """Whether it would live in the database of its collection, which is in none."""
+    return isinstance(index, Housed) and not index.address and not hosted
+
+
+def check_home(index: Index[Any], what: str, *, hosted: bool) -> None:
+    """Refuse an index that has nowhere to keep its rows.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    if homeless(index, hosted=hosted):
+        kind = type(index).__name__
+        problem = f"{what} is a {kind} without a url: it lives in PostgreSQL, and the collection is in a folder."
+        raise ConfigurationError(problem, "Give its url, or choose another, as FaissIndex.")
 
 
 def check_index(fresh: Index[Any], embeddings: Any) -> None:

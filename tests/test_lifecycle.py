@@ -24,6 +24,7 @@ from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.hnswlib import HnswlibIndex
+from reperio.indexes.pgvector import PgvectorIndex
 from reperio.testing.index import clustered
 
 
@@ -453,7 +454,8 @@ def test_what_the_system_does_not_tell_is_left_open(tmp_path: Path, monkeypatch:
 def test_what_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:
     """Sparse rows do not go into a dense index, which nobody can tell before some were encoded."""
     wrong: dict[str, Signal[Any]] = {"bm25": Signal(BM25Encoder(), FlatIndex("ip"), stored=False)}
-    for signals_ in (wrong, {}, {"a b": signals()["dense"]}):
+    homeless: dict[str, Signal[Any]] = {"dense": Signal(HashEncoder(8), PgvectorIndex())}
+    for signals_ in (wrong, homeless, {}, {"a b": signals()["dense"]}):
         with pytest.raises(InvalidInput):
             Collection.open(tmp_path / "c", signals=signals_)
         assert not (tmp_path / "c").exists()
@@ -467,6 +469,7 @@ def test_what_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:
         ("dense", BM25Index, r"for 'dense', BM25Index, cannot hold its dense embeddings"),
         ("dense", lambda: "IVF4,PQ7", r"cannot hold .*512 dimensions"),
         ("dense", lambda: learnt(64), r"cannot hold .*512 dimensions, expected 64"),
+        ("dense", PgvectorIndex, r"for 'dense' is a PgvectorIndex without a url: .* Give its url"),
     ],
 )
 def test_an_index_of_another_kind_or_size_is_refused_before_there_is_a_document(

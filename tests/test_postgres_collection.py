@@ -13,8 +13,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import psycopg
 import pytest
+from rich.console import Console
 
 from reperio import Collection, Document, Field, Pipeline, Signal
+from reperio.cli.inspecting import stats_view
 from reperio.compression import PassageCompressor
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.given import GivenVectors
@@ -119,6 +121,17 @@ def test_reopening_encodes_nothing_and_reads_the_same(open_: Open) -> None:
     with open_(signals=signals()) as again:
         report = again.upsert([*documents(), Document("same", documents()[0].text)])
         assert (report.unchanged, report.added, report.encoded) == (60, 1, {})
+
+
+def test_stats_say_of_an_index_in_the_database_that_every_commit_saves_it(open_: Open) -> None:
+    with open_(signals=signals()) as c:
+        c.upsert(documents(10))
+        c.search("note")
+        console = Console(width=200)
+        with console.capture() as shown:
+            console.print(stats_view(c.stats()))
+        assert "dense: saved by every commit" in shown.get()
+        assert "bm25: nothing saved" in shown.get()
 
 
 @pytest.mark.parametrize("where", ["here", "there"])

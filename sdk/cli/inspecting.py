@@ -62,7 +62,9 @@ def _signals(stats: CollectionStats) -> Table:
 
 def _state(name: str, signal: Mapping[str, Any]) -> Text:
     """Where the bytes of an index are, and in how many parts it is."""
-    parts = [f"{generation} {_size(size)}" for generation, size in signal["generations"].items()] or ["nothing saved"]
+    saved = [f"{generation} {_size(size)}" for generation, size in signal["generations"].items()]
+    # One in the database of the collection has no state of its own, and is at the last commit all the same.
+    parts = saved or ["nothing saved" if signal["checkpoint"] < 0 else "saved by every commit"]
     if signal["mapped"]:
         parts.append(f"{_size(signal['mapped'])} mapped, {_size(signal['resident'])} of it in memory")
     if signal["segments"] is not None:
