@@ -34,11 +34,18 @@ def main() -> None:
             "command": f"python -m benchmarks {name}",
             "seconds": round(time.perf_counter() - start, 1),
             "cores": os.cpu_count(),
-            "machine": platform.machine(),
+            "machine": f"{platform.machine()} {_processor()}".strip(),
             "versions": versions(),
             "result": result,
         }
         (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _processor() -> str:
+    """What the processor is called, where Linux tells."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":
