@@ -25,8 +25,11 @@ __all__ = ["OperatingPoint", "Tunable", "TuneReport", "autotune"]
 _STEP = 1.05
 """The chosen value is at most so many times the least that reaches the recall."""
 
-_SURE = 1.64
-"""Standard errors by which a recall has to pass the target: of 20 that do, chance carries one."""
+_SURE = 1.0
+"""Standard errors by which a recall has to pass the target: of six that do, chance carries one."""
+
+_BETWEEN = (0.625, 0.75, 1.25, 1.5)
+"""Of the quickest refinement among the doubled ones: what is tried beside it."""
 
 _SETTLED = 2e-3
 """A recall that rises by less, twice over, has reached what it can."""
@@ -194,8 +197,8 @@ def autotune(
         What will be asked, ``(q, d)``: real queries are best; some hundred are enough. Rows that the index holds
         are no fair queries: a graph found 0.98 of their neighbours where it found 0.91 of others'.
     recall
-        Share of the k best rows to be found. So that other queries reach it too, these have to pass it by 1.64
-        standard errors: by 0.002 or so of a thousand, by more the fewer they are and the more they differ.
+        Share of the k best rows to be found. So that other queries reach it too, these have to pass it by a
+        standard error: by 0.001 or so of a thousand, by more the fewer they are and the more they differ.
     k
         Results for each query.
     exact
@@ -338,16 +341,21 @@ def _explore(trial: _Trial, recall: float, limits: Mapping[str, int]) -> Iterato
     if not outer:
         yield _least(trial, recall, {}, last, limits[last])
         return
-    slower = 0
-    best = math.inf
-    for value in _doubled(limits[outer[0]]):
-        point = _least(trial, recall, {outer[0]: value}, last, limits[last])
+    name, slower = outer[0], 0
+    reached: list[OperatingPoint] = []
+    for value in _doubled(limits[name]):
+        point = _least(trial, recall, {name: value}, last, limits[last])
         yield point
         if point.reaches(recall):
-            slower = slower + 1 if point.milliseconds >= best else 0
-            best = min(best, point.milliseconds)
+            slower = slower + 1 if reached and point.milliseconds >= min(p.milliseconds for p in reached) else 0
+            reached.append(point)
         if slower == 2:
-            return
+            break
+    if reached:
+        near = min(reached, key=lambda point: point.milliseconds).options[name]
+        for value in sorted({round(near * share) for share in _BETWEEN} - {near}):
+            if 1 <= value <= limits[name]:
+                yield _least(trial, recall, {name: value}, last, limits[last])
 
 
 def _doubled(limit: int) -> Iterator[int]:
