@@ -12,7 +12,6 @@ import json
 import re
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,7 +99,7 @@ def passages(count: int) -> Corpus:
     words: dict[str, int] = {}
     numbers: list[Ints] = []
     held = 0
-    for file in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
+    for file in sorted(Path(np.__file__).parents[1].rglob("*.py")):
         found = re.findall(r"[a-z]+|\d+", file.read_text(encoding="utf-8", errors="ignore").lower())
         numbers.append(np.array([words.setdefault(word, len(words)) for word in found], dtype=np.int64))
         held += len(found)
