@@ -27,6 +27,7 @@ from reperio.indexes.quantization import Quantization
 from reperio.indexes.quantized import QuantizedIndex
 from reperio.indexes.queryaware import QueryAwareIndex
 from reperio.indexes.seismic import SeismicIndex
+from reperio.indexes.shards import build_sharded
 from reperio.indexes.transformed import TransformedIndex
 from reperio.indexes.transforms import Centre, NormCoordinate
 from reperio.indexes.usearch import UsearchIndex
@@ -48,6 +49,9 @@ NATIVE = (
     "Faiss HNSW8",
     "Faiss IVF4,Flat",
     "Faiss waiting",
+    "Faiss HNSW8 mapped",
+    "Faiss IVF4,Flat mapped",
+    "Faiss lists on disk",
     "Binary BHNSW8",
     "Seismic",
     "Hnswlib",
@@ -81,6 +85,11 @@ def loaders() -> list[Loader]:
             _index(f"Faiss {factory}", partial(FaissIndex, factory, train_size=40), FaissIndex.open, dense)
             for factory in ("Flat", "HNSW8", "IVF4,Flat")
         ),
+        *(
+            _index(f"Faiss {factory} mapped", partial(FaissIndex, factory, train_size=40), _mapped, dense)
+            for factory in ("HNSW8", "IVF4,Flat")
+        ),
+        Loader("Faiss lists on disk", _save_sharded, lambda path: _answers(FaissIndex.open(path), dense)),
         _index("Faiss waiting", lambda: FaissIndex("IVF4,Flat", train_size=1000), FaissIndex.open, dense),
         _index("Seismic", lambda: SeismicIndex(seal_at=40), SeismicIndex.open, sparse),
         _index("Hnswlib", lambda: HnswlibIndex(m=4), HnswlibIndex.open, dense),
@@ -186,6 +195,16 @@ def _answers(index: Any, rows: Callable[[int, int], Any]) -> object:
         after.ids.tolist(),
         after.scores.tolist(),
     ]
+
+
+def _mapped(path: Path) -> FaissIndex:
+    return FaissIndex.open(path, mmap=True)
+
+
+def _save_sharded(path: Path, number: int) -> None:
+    ids, vectors = np.arange(_ROWS), dense(number, _ROWS)
+    blocks = [(ids[:30], vectors[:30]), (ids[30:], vectors[30:])]
+    build_sharded(blocks, path, factory="IVF4,Flat", memory_budget=1 << 22, sample=dense(5, 200))
 
 
 def _save_folder(path: Path, number: int) -> None:
