@@ -319,3 +319,41 @@ def test_the_highest_weight_that_may_be_added_may_be_opened(tmp_path: Path) -> N
     index.add(np.array([1]), Sparse(np.array([0, 1]), np.array([3]), np.array([2.0**24], dtype=np.float32), 8))
     index.save(tmp_path / "index")
     assert InvertedIndex.open(tmp_path / "index").ids.tolist() == [1]
+
+
+@pytest.mark.parametrize("k", [1, 7, 60, 500])
+@pytest.mark.parametrize("rows", [300, 20_000])
+def test_of_rows_that_score_alike_the_lower_ids_come_first(k: int, rows: int) -> None:
+    """Counts of one or two of five words: a handful of scores, each of very many rows."""
+    rng = np.random.default_rng(k)
+    counts = rng.integers(0, 3, (rows, 5)) * (rng.random((rows, 5)) < 0.3)
+    at, columns = np.nonzero(counts)
+    indptr = np.searchsorted(at, np.arange(rows + 1))
+    held = Sparse(indptr, columns, counts[at, columns].astype(np.float32), 5)
+    keys = np.arange(rows) * 3
+    index = InvertedIndex()
+    order = rng.permutation(rows)
+    for part in np.array_split(order, 3):
+        index.add(keys[part], take(held, part))
+    index.remove(keys[::11])
+    queries = Sparse(np.array([0, 2, 3]), np.array([0, 3, 4]), np.array([1, 1, 2], dtype=np.float32), 5)
+    scores = index.score(queries, np.tile(keys, (2, 1)))
+    found = index.search(queries, k)
+    for ids, every in zip(found.ids, scores, strict=True):
+        best = np.lexsort((keys, -every))[: min(k, np.count_nonzero(every > 0))]
+        assert ids.tolist() == keys[best].tolist() + [-1] * (k - len(best))
+
+
+def test_more_terms_than_two_bytes_number_are_scored_too() -> None:
+    """A row's terms are marked with their numbers in the query."""
+    terms = 70_000
+    rng = np.random.default_rng(0)
+    columns = [np.sort(rng.choice(terms, 2000, replace=False)) for _ in range(50)]
+    weights = rng.uniform(0.5, 3, 50 * 2000).astype(np.float32)
+    rows = Sparse(np.arange(51) * 2000, np.concatenate(columns), weights, terms)
+    index = InvertedIndex()
+    index.add(np.arange(50), rows)
+    query = Sparse(np.array([0, terms]), np.arange(terms), rng.uniform(0.5, 3, terms).astype(np.float32), terms)
+    check(index.search(query, 5), products(query, rows), np.arange(50), 5)
+    check(index.search(query, 5, allowed=np.arange(9)), products(query, rows), np.arange(50), 5, np.arange(9))
+    np.testing.assert_allclose(index.score(query, np.arange(50)[None]), products(query, rows), rtol=2e-6)
