@@ -49,13 +49,14 @@ def sink(scores: NDArray[np.float32], keys: Ids, score: np.float32, key: Any) ->
 @compiled
 def fill(scores: NDArray[np.float32], keys: Ids, values: NDArray[np.float32], rows: Positions, ids: Ids) -> None:
     """Make an empty heap one of the best of these rows, in order: the worst in front."""
-    order = np.argsort(values)
-    for i in range(1, len(order)):  # of equal ones the lower row, and so the lower id, is the better
-        one, j = order[i], i
-        while j > 0 and values[order[j - 1]] == values[one] and rows[order[j - 1]] < rows[one]:
-            order[j] = order[j - 1]
-            j -= 1
-        order[j] = one
+    order, first = np.argsort(values), 0
+    for last in range(1, len(order) + 1):
+        if last < len(order) and values[order[last]] == values[order[first]]:
+            continue
+        if last - first > 1:  # of equal ones the lower row, and so the lower id, is the better
+            equal = order[first:last].copy()
+            order[first:last] = equal[np.argsort(-rows[equal])]
+        first = last
     count, k = len(order), len(scores)
     for i in range(min(count, k)):
         scores[k - 1 - i], keys[k - 1 - i] = values[order[count - 1 - i]], ids[rows[order[count - 1 - i]]]

@@ -16,6 +16,7 @@ from reperio.indexes.postings import Precision, Segment, Settings
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
 from reperio.indexes.scoring import View
 from reperio.indexes.soundness import check_segment
+from reperio.indexes.sparse import check_sparse
 from reperio.indexes.stored import arguments, once_each, whole
 from reperio.indexes.verified import forget, known, read_verified
 from reperio.indexes.weighting import ALL, Weighting
@@ -25,9 +26,6 @@ from reperio.types import Neighbors
 __all__ = ["InvertedIndex", "TermScore"]
 
 _KIND = "inverted-index"
-_MOST = 2**24
-"""Highest weight: above it, float32 no longer tells whole numbers apart."""
-
 _SMALLEST = 128
 """Segments up to this many rows are merged whenever a row is added."""
 
@@ -143,7 +141,7 @@ class InvertedIndex:
         InvalidInput
             A negative id, an id twice, a malformed row, NaN or a negative weight; nothing is added.
         """
-        _check_rows(embeddings, self._view.dim, what="embeddings")
+        embeddings = check_sparse(embeddings, self._view.dim, what="embeddings")
         ids = check_ids(ids, rows=len(embeddings))
         if not len(ids):
             return
@@ -224,17 +222,17 @@ class InvertedIndex:
             raise ConfigurationError(f"{name} has no search option {sorted(options)[0]!r}.", "It has none.")
         allowed = check_search(k, allowed, options)
         view = self._view
-        _check_queries(queries, view)
+        queries = view.checked(queries)
         return view.best(view.weigh(queries), k, None if allowed is None else view.find_all(allowed))
 
-    def check_queries(self, queries: Sparse) -> None:
-        """Refuse queries that are malformed, or of other columns.
+    def checked(self, queries: Sparse) -> Sparse:
+        """Queries as arrays of the right kind; refuse those that are malformed, or of other columns.
 
         Raises
         ------
         ShapeError
         """
-        _check_queries(queries, self._view)
+        return self._view.checked(queries)
 
     def rows(self, ids: Ids) -> Sparse:
         """What was added under these keys, in this order.
@@ -253,7 +251,7 @@ class InvertedIndex:
     def score(self, queries: Sparse, ids: Ids, /) -> Dense:
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""
         view = self._view
-        _check_queries(queries, view)
+        queries = view.checked(queries)
         return view.score(view.weigh(queries), check_pairs(ids, queries=len(queries)))
 
     def explain(self, query: Sparse, row: int, /) -> list[TermScore]:
@@ -267,7 +265,7 @@ class InvertedIndex:
             If no row has this id.
         """
         view = self._view
-        _check_rows(query, view.dim, what="query")
+        query = check_sparse(query, view.dim, what="query")
         if len(query) != 1:
             raise ShapeError(f"explain takes one query, not {len(query)}.", "Pass one row.")
         place = int(view.find(np.array([row]))[0])
@@ -317,30 +315,3 @@ class InvertedIndex:
                     raise
             index._view = View(index.weighting, segments, dim)
         return index
-
-
-def _check_queries(queries: object, view: View) -> None:
-    if isinstance(queries, Sparse) and queries.dim == view.dim and view.compiles and view.sound(queries, _MOST):
-        return  # a few of them: to have numpy look costs more than to search
-    _check_rows(queries, view.dim, what="queries")
-
-
-def _check_rows(rows: object, dim: int | None, *, what: str) -> None:
-    if not isinstance(rows, Sparse):
-        raise ShapeError(f"{what} is a {type(rows).__name__}, not Sparse.", "Encode with a sparse encoder.")
-    if dim is not None and rows.dim != dim:
-        raise ShapeError(f"{what} has {rows.dim} columns, the index {dim}.", "Use the same encoder for all.")
-    size = len(rows.indices)
-    if len(rows.weights) != size or not len(rows.indptr) or rows.indptr[0] != 0 or rows.indptr[-1] != size:
-        raise ShapeError(f"{what} has {size} columns, {len(rows.weights)} weights.", "Mend indptr.")
-    if (rows.indptr[1:] < rows.indptr[:-1]).any():
-        raise ShapeError(f"{what}.indptr descends.", "Mend indptr.")
-    if not size:
-        return
-    if not (rows.weights.min() >= 0 and rows.weights.max() <= _MOST):
-        raise ShapeError(f"{what} holds NaN or a weight outside 0 to {_MOST}.", "Give weights that are not negative.")
-    if rows.indices.min() < 0 or rows.indices.max() >= rows.dim:
-        raise ShapeError(f"{what} holds a column outside 0 to {rows.dim - 1}.", "Mend indices.")
-    falls = np.flatnonzero(rows.indices[1:] <= rows.indices[:-1]) + 1
-    if len(falls) and not np.isin(falls, rows.indptr).all():
-        raise ShapeError(f"{what} holds a row whose columns do not ascend.", "Sort them and sum equal ones.")

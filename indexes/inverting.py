@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reperio.extras import compiled
-from reperio.indexes.lists import RANKS, UP, WINDOW, Cut, Positions
+from reperio.indexes.lists import LEAST, RANKS, UP, WINDOW, Cut, Positions
 from reperio.indexes.weighting import Formula
 
 __all__ = ["cut", "encode", "factorise", "impact", "invert"]
@@ -106,7 +106,7 @@ def encode(
             for place in range(first, last):
                 value = np.float64(values[place])
                 highest = max(highest, impact(value, relative[positions[place]], linear[slot], formula))
-            scales[slot] = np.float32(highest * UP * (UP / top))
+            scales[slot] = max(np.float32(highest * UP * (UP / top)), LEAST)
         for place in range(first, last):
             value = np.float64(values[place])
             lifted = impact(value, relative[positions[place]], linear[slot], formula) * UP

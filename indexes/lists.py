@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reperio.indexes.weighting import Formula
 
-__all__ = ["RANKS", "WINDOW", "Cut", "cut", "encode", "invert"]
+__all__ = ["LEAST", "RANKS", "UP", "WINDOW", "Cut", "cut", "encode", "invert"]
 
 Positions: TypeAlias = NDArray[np.int64]
 
@@ -22,6 +22,9 @@ WINDOW = 1 << 14
 
 RANKS = (10, 100, 1000)
 """The codes at these ranks of a long list are kept: a first bound of what the k-th best row scores."""
+
+LEAST = np.finfo(np.float32).smallest_normal
+"""Least scale: lower numbers are rounded by more than a bound is lifted."""
 
 UP = 1 + 2**-20
 """Lifts a bound above what float32 rounds off."""
@@ -83,7 +86,7 @@ def encode(
     if not top:
         return np.ones(len(sizes), dtype=np.float32), impacts.astype(np.float32)
     highest = np.maximum.reduceat(impacts, starts[:-1]) if len(sizes) else np.empty(0)
-    scales = (highest * (UP / top)).astype(np.float32)
+    scales = np.maximum((highest * (UP / top)).astype(np.float32), LEAST)
     codes = np.ceil(impacts / np.repeat(scales.astype(np.float64), sizes))
     return scales, np.clip(codes, 1, top).astype(np.uint8)
 

@@ -157,7 +157,9 @@ class Segment:
             slots = np.searchsorted(terms, columns).astype(np.int32)
         lengths = _lengths(columns, weights, starts, settings.weighting)
         return cls._seal(
-            terms, _Rows(np.array(ids), lengths, starts, slots, _narrow(weights, settings.precision)), settings
+            terms,
+            _Rows(np.array(ids), lengths, np.array(starts), slots, _narrow(weights, settings.precision)),
+            settings,
         )
 
     @classmethod

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Positions, Segment, compile_from, offsets
+from reperio.indexes.sparse import MOST, check_sparse, plain
 from reperio.indexes.weighed import Weighed
 from reperio.indexes.weighting import ALL, Floats, Formula, Weighting
 from reperio.types import Neighbors
@@ -36,10 +37,10 @@ _TO_EACH = 16
 _MOST_TERMS = 2047
 """Terms of a query beyond which a sum of bounds, each rounded up, may not fit 32 bits; such a query goes by term."""
 
-_OF_ROWS = (np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.float32))
+_MOST_BITS = int(np.float32(MOST).view(np.uint32))
 
 _MOST_MARKED = 1 << 16
-"""Terms of all queries from which a term's number may not fit the two bytes that mark it."""
+"""Terms of a query from which a term's number does not fit the two bytes that mark it."""
 
 _ROW_COST = 256
 """Scoring a row costs about what summing this many postings does."""
@@ -186,12 +187,19 @@ class View:
         )
         return Sparse(offsets(sizes), joined[0][back], joined[1][back], self.dim or 0)
 
-    def sound(self, queries: Sparse, most: float) -> bool:
-        """Whether queries are certainly well-formed, with weights up to ``most``, as compiled code sees it at once."""
-        arrays = (queries.indptr, queries.indices, queries.weights)
-        if tuple(a.dtype for a in arrays) != _OF_ROWS or not all(a.flags.c_contiguous for a in arrays):
-            return False
-        return bool(self.code.sound(*arrays, queries.dim, int(np.float32(most).view(np.uint32))))
+    def checked(self, queries: Sparse) -> Sparse:
+        """Queries as `plain` gives them, well-formed; a few are looked at by compiled code, quicker than by numpy.
+
+        Raises
+        ------
+        ShapeError
+        """
+        queries = plain(queries, what="queries")
+        if self.compiles and queries.dim == self.dim:
+            arrays = (queries.indptr, queries.indices, queries.weights)
+            if self.code.sound(*arrays, queries.dim, _MOST_BITS):
+                return queries
+        return check_sparse(queries, self.dim, what="queries")
 
     def weigh(self, queries: Sparse) -> Weighed:
         """Look up the queries' terms and weigh those that a row holds."""
@@ -349,7 +357,7 @@ class View:
         """Scores of these rows, ``(q, m)``; ``-inf`` where no live row has the id."""
         places = self.find(ids.ravel()).reshape(ids.shape)
         out = np.full(ids.shape, -np.inf, dtype=np.float32)
-        if self.compiles and len(queries.terms) < _MOST_MARKED:
+        if self.compiles and _longest(queries) < _MOST_MARKED:
             sums = self._sums_compiled(queries, places) + queries.baseline[:, None]
             out[places >= 0] = sums[places >= 0]
             return out
@@ -396,6 +404,12 @@ class View:
         relative = np.full(len(present), self.relative[place])
         factors[present] += self.weighting.impacts(values[present], relative, query.terms[present])
         return values, factors
+
+
+def _longest(queries: Weighed) -> int:
+    """Terms of the longest query, or of all where they are few."""
+    total = len(queries.terms)
+    return total if total < _MOST_MARKED else int(np.diff(queries.starts).max(initial=0))
 
 
 def _locate(

@@ -278,7 +278,7 @@ class SeismicIndex:
             raise ConfigurationError(f"The search option query_cut is {cut}.", "Give 1 or more.")
         if allowed is not None or not self._sealed:
             return self.exact.search(queries, k, allowed=allowed)
-        self.exact.check_queries(queries)
+        queries = self.exact.checked(queries)
         parts = [s.search(queries, k, cut=cut, heap_factor=self.heap_factor) for s in self._sealed]
         if self.sealed < len(self.exact):
             parts.append(self.exact.search(queries, k, allowed=self._unsealed()))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reperio.embeddings import Dense, Sparse, take
-from reperio.errors import ConfigurationError
+from reperio.errors import ConfigurationError, ShapeError
 from reperio.indexes import BM25Index, InvertedIndex, lists, postings
 from reperio.indexes.postings import Precision
 from reperio.indexes.weighting import Formula
@@ -357,3 +357,87 @@ def test_more_terms_than_two_bytes_number_are_scored_too() -> None:
     check(index.search(query, 5), products(query, rows), np.arange(50), 5)
     check(index.search(query, 5, allowed=np.arange(9)), products(query, rows), np.arange(50), 5, np.arange(9))
     np.testing.assert_allclose(index.score(query, np.arange(50)[None]), products(query, rows), rtol=2e-6)
+
+
+@pytest.mark.parametrize("index_type", ["int32", "uint64", ">i8"])
+@pytest.mark.parametrize("weight_type", ["float64", "float16", ">f4", "int64"])
+def test_arrays_of_another_kind_are_taken_as_their_numbers(index_type: str, weight_type: str, tmp_path: Path) -> None:
+    """As scipy gives them: int32 columns, float64 weights."""
+    rows = learned(200, terms=8)
+    rows = Sparse(rows.indptr, rows.indices, np.ceil(rows.weights), rows.dim)
+    other = Sparse(
+        rows.indptr.astype(index_type), rows.indices.astype(index_type), rows.weights.astype(weight_type), rows.dim
+    )
+    index = InvertedIndex()
+    index.add(np.arange(200), other)
+    index.save(tmp_path / "index")
+    opened = InvertedIndex.open(tmp_path / "index")
+    check(opened.search(other, 5), products(rows, rows), np.arange(200), 5)
+    np.testing.assert_array_equal(opened.rows(np.arange(200)).weights, rows.weights)
+
+
+def test_what_was_added_is_a_copy() -> None:
+    rows = learned(3, terms=4)
+    before = take(rows, np.arange(3))
+    index = InvertedIndex()
+    index.add(np.arange(3), rows)
+    for array in (rows.indptr, rows.indices, rows.weights):
+        array[:] = 0
+    np.testing.assert_array_equal(index.rows(np.arange(3)).indptr, before.indptr)
+    check(index.search(before, 3), products(before, before), np.arange(3), 3)
+
+
+_ONE = (np.array([0, 2]), np.array([1, 5]), np.array([1, 2], dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "weights"),
+    [
+        (np.array([1, 2]), *_ONE[1:]),
+        (np.array([0, 3]), *_ONE[1:]),
+        (np.array([0, 2, 1, 2]), *_ONE[1:]),
+        (np.array([0, -1, 2]), *_ONE[1:]),
+        (np.array([], dtype=np.int64), *_ONE[1:]),
+        (_ONE[0], np.array([5, 1]), _ONE[2]),
+        (_ONE[0], np.array([5, 5]), _ONE[2]),
+        (_ONE[0], np.array([-1, 5]), _ONE[2]),
+        (_ONE[0], np.array([1, DIM]), _ONE[2]),
+        (_ONE[0], np.array([1.0, 5.0]), _ONE[2]),
+        (*_ONE[:2], np.array([1, np.nan], dtype=np.float32)),
+        (*_ONE[:2], np.array([1, np.inf], dtype=np.float32)),
+        (*_ONE[:2], np.array([1, -1], dtype=np.float32)),
+        (*_ONE[:2], np.array([1, 2**25], dtype=np.float32)),
+        (*_ONE[:2], np.array([1, 1e300])),
+        (*_ONE[:2], np.array([1, 2, 3], dtype=np.float32)),
+        (*_ONE[:2], np.array(["a", "b"])),
+    ],
+)
+def test_malformed_rows_and_queries_are_refused(indptr: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> None:
+    index, bad = InvertedIndex(), Sparse(indptr, indices, weights, DIM)
+    index.add(np.arange(100), learned(100))
+    for refused in (
+        lambda: index.search(bad, 3),
+        lambda: index.score(bad, np.zeros((max(0, len(indptr) - 1), 1), dtype=np.int64)),
+        lambda: index.add(np.arange(1), bad),
+    ):
+        with pytest.raises(ShapeError):
+            refused()
+    assert len(index) == 100
+
+
+def test_the_smallest_weights_there_are_rank_as_they_should() -> None:
+    """Below the normal numbers of float32, a scale would be rounded by more than a bound is lifted."""
+    tiny = np.float32(1e-45) * np.arange(1, 301, dtype=np.float32)
+    rows = Sparse(np.arange(301), np.zeros(300, dtype=np.int64), tiny, DIM)
+    index = InvertedIndex()
+    index.add(np.arange(300), rows)
+    query = Sparse(np.array([0, 1]), np.array([0]), np.array([2**23], dtype=np.float32), DIM)
+    assert index.search(query, 3).ids[0].tolist() == [299, 298, 297]
+
+
+def test_half_of_very_many_ties_are_those_of_the_lower_ids() -> None:
+    rows = Sparse(np.arange(60_001), np.zeros(60_000, dtype=np.int64), np.ones(60_000, dtype=np.float32), DIM)
+    index = InvertedIndex()
+    index.add(np.arange(60_000), rows)
+    query = Sparse(np.array([0, 1]), np.array([0]), np.ones(1, dtype=np.float32), DIM)
+    assert index.search(query, 30_000).ids[0].tolist() == list(range(30_000))

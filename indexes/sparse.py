@@ -1,0 +1,78 @@
+"""Sparse rows and queries, looked at before they are taken."""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio.embeddings import Sparse
+from reperio.errors import ShapeError
+
+__all__ = ["MOST", "check_sparse", "plain"]
+
+MOST: Final = 2**24
+"""Highest weight: above it, float32 no longer tells whole numbers apart."""
+
+_INDEX, _WEIGHT = np.dtype(np.int64), np.dtype(np.float32)
+
+
+def plain(rows: object, *, what: str) -> Sparse:
+    """The same rows as contiguous int64 and float32: scipy gives int32, and float64.
+
+    Raises
+    ------
+    ShapeError
+        No `Sparse`, or arrays of something else.
+    """
+    if not isinstance(rows, Sparse):
+        raise ShapeError(f"{what} is a {type(rows).__name__}, not Sparse.", "Encode with a sparse encoder.")
+    starts, columns, weights = rows.indptr, rows.indices, rows.weights
+    if _is(starts, _INDEX) and _is(columns, _INDEX) and _is(weights, _WEIGHT):
+        return rows
+    starts = _as(starts, _INDEX, kinds="iu", what=f"{what}.indptr")
+    columns = _as(columns, _INDEX, kinds="iu", what=f"{what}.indices")
+    return Sparse(starts, columns, _as(weights, _WEIGHT, kinds="iuf", what=f"{what}.weights"), rows.dim)
+
+
+def _is(array: NDArray[Any], kept: np.dtype[Any]) -> bool:
+    return isinstance(cast("object", array), np.ndarray) and (
+        array.dtype == kept and array.ndim == 1 and bool(array.flags.c_contiguous)
+    )
+
+
+def _as(given: object, kept: np.dtype[Any], *, kinds: str, what: str) -> NDArray[Any]:
+    array = np.asarray(given)
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise ShapeError(f"{what} is {array.dtype} of shape {array.shape}.", f"Give one dimension of {kept}.")
+    with np.errstate(over="ignore"):  # what does not fit is refused as too high
+        return np.ascontiguousarray(array.astype(kept))
+
+
+def check_sparse(rows: object, dim: int | None, *, what: str) -> Sparse:
+    """Return rows as `plain` does, or say what is wrong with them.
+
+    Raises
+    ------
+    ShapeError
+        Other columns than ``dim``; a malformed row; NaN or a weight below 0 or above `MOST`.
+    """
+    rows = plain(rows, what=what)
+    if dim is not None and rows.dim != dim:
+        raise ShapeError(f"{what} has {rows.dim} columns, the index {dim}.", "Use the same encoder for all.")
+    size = len(rows.indices)
+    if len(rows.weights) != size or not len(rows.indptr) or rows.indptr[0] != 0 or rows.indptr[-1] != size:
+        raise ShapeError(f"{what} has {size} columns, {len(rows.weights)} weights.", "Mend indptr.")
+    if (rows.indptr[1:] < rows.indptr[:-1]).any():
+        raise ShapeError(f"{what}.indptr descends.", "Mend indptr.")
+    if not size:
+        return rows
+    if not (rows.weights.min() >= 0 and rows.weights.max() <= MOST):
+        raise ShapeError(f"{what} holds NaN or a weight outside 0 to {MOST}.", "Give weights that are not negative.")
+    if rows.indices.min() < 0 or rows.indices.max() >= rows.dim:
+        raise ShapeError(f"{what} holds a column outside 0 to {rows.dim - 1}.", "Mend indices.")
+    falls = np.flatnonzero(rows.indices[1:] <= rows.indices[:-1]) + 1
+    if len(falls) and not np.isin(falls, rows.indptr).all():
+        raise ShapeError(f"{what} holds a row whose columns do not ascend.", "Sort them and sum equal ones.")
+    return rows
