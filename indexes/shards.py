@@ -6,6 +6,7 @@ Shapes: n rows, d dimensions.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 
 from reperio.artifacts import disk_errors, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, check_dense
-from reperio.errors import ConfigurationError, InvalidInput, StorageError
+from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, NotFound, StorageError
 from reperio.extras import load
 from reperio.indexes.chosen import KeyedRows
 from reperio.indexes.factory import FactoryIndex
@@ -73,7 +74,8 @@ def build_sharded(
 
     It learns from a sample, fills one shard after the other, and keeps each in ``<path>.shards``. A build that was
     stopped goes on from there: what is there is checked, not done again, and the rows that it holds are read
-    from ``blocks`` only to see that their keys are the same. At last the shards are merged list by list, in the
+    from ``blocks`` only to see that their keys are the same. What was damaged is told in a warning and done again, with
+    all that came after it. At last the shards are merged list by list, in the
     order of their rows: the index finds what one built at once from the same sample finds.
 
     Parameters
@@ -143,8 +145,13 @@ class _Build:
     def train(self, stream: Blocks, sample: Dense | None) -> Blocks:
         """Learn, or find that it was done before; gives all the blocks again."""
         if (self.work / "trained").exists():
-            self._index()
-            return stream
+            try:
+                self._index()
+            except (CorruptArtifact, NotFound) as error:
+                self._drop(0, error)
+                shutil.rmtree(self.work / "trained")
+            else:
+                return stream
         if sample is None:
             sample, stream = self._drawn(stream)
         vectors = check_dense(sample, what="sample")
@@ -214,10 +221,14 @@ class _Build:
     # Filling
 
     def fill(self, stream: Blocks) -> int:
-        """Write the shards that are not there; gives how many were."""
+        """Write the shards that are not there, or not as they were written; gives how many were."""
         rows = _Rows(stream, self._index().dim)
         while (shard := self._shard(len(self.shards))).exists():
-            read_folder(shard, "faiss-shard")
+            try:
+                read_folder(shard, "faiss-shard")
+            except (CorruptArtifact, NotFound) as error:
+                self._drop(len(self.shards), error)
+                break
             held = np.load(shard / "ids.npy", allow_pickle=False)
             given = [np.empty(0, dtype=np.int64), *(ids for ids, _ in rows.take(len(held)))]
             if not np.array_equal(held, np.concatenate(given)):
@@ -227,6 +238,13 @@ class _Build:
         while self._write(rows):
             pass
         return reused
+
+    def _drop(self, first: int, why: StorageError | NotFound) -> None:
+        """Take away a shard and those after it: with another budget, one that is filled anew ends at another row."""
+        warnings.warn(f"What was begun is damaged, and done again from there: {why.problem}", stacklevel=4)
+        for shard in sorted(self.work.glob("shard-*"), reverse=True):  # the last first: what is left has no gap
+            if shard.name >= self._shard(first).name:
+                shutil.rmtree(shard)
 
     def _shard(self, number: int) -> Path:
         return self.work / f"shard-{number:05d}"

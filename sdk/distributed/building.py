@@ -299,7 +299,7 @@ class _Building:
         begun = self._job.folder / f"{self._job.names[number]}{_BEGUN}"
         with suppress(FileNotFoundError):
             begun.rename(folder / _SHARDS)
-        spec, learnt = self._job.spec, self._sample(texts)
+        spec = self._job.spec
         try:
             built = build_sharded(
                 cast("Iterator[tuple[Ids, Any]]", self._rows(folder, texts, number)),
@@ -307,7 +307,7 @@ class _Building:
                 factory=spec["factory"],
                 memory_budget=cast("int", self._job.budget),
                 metric=spec["metric"],
-                sample=cast("Any", learnt),
+                sample=cast("Any", self._sample(texts)),
                 train_size=spec["train_size"],
                 seed=spec["seed"],
             )

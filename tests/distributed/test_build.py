@@ -141,6 +141,31 @@ def on_disk(
     return job, lambda: building._Building(job)(pa.table({"number": [0]}))
 
 
+def test_what_an_attempt_has_begun_is_kept_whatever_fails_and_done_again_where_it_is_damaged(
+    encoded: EncodedTexts, rows: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, attempt = on_disk(encoded, tmp_path / "out", monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is on fire")
+
+    for step in ((shards._Build, "merge"), (building._Building, "_sample")):
+        with monkeypatch.context() as patched:
+            patched.setattr(*step, fail)
+            with pytest.raises(OSError, match="on fire"):
+                attempt()
+    kept = job.folder / f"{job.names[0]}{building._BEGUN}"
+    assert len(list(kept.glob("shard-*"))) == len(rows) // 100 + 1
+    file = kept / "shard-00002" / "ids.npy"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.warns(UserWarning, match="done again from there: .*shard-00002"):
+        attempt()
+    assert sorted(path.name for path in job.folder.iterdir()) == sorted(["plan", *job.names])
+    assert np.array_equal(ShardedIndex.open(job.folder).ids, np.arange(len(rows)))
+
+
 def test_two_attempts_at_one_shard_do_not_disturb_each_other(
     encoded: EncodedTexts, rows: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

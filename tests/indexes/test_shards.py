@@ -17,6 +17,7 @@ from reperio.errors import (
     ConfigurationError,
     CorruptArtifact,
     InvalidInput,
+    NewerFormat,
     ShapeError,
     StorageError,
     UnsupportedOperation,
@@ -242,17 +243,34 @@ def test_shards_of_other_settings_or_rows_are_in_the_way(tmp_path: Path) -> None
     assert built(tmp_path / "index").rows == ROWS
 
 
-def test_a_damaged_shard_is_not_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["shard-00001/index.faiss", "shard-00001/manifest.json", "trained/index.faiss"])
+def test_what_was_begun_and_is_damaged_is_done_again_with_all_that_came_after_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConnectionError):
-        built(tmp_path / "index", stream=stopped(12))
-    file = tmp_path / "index.shards" / "shard-00001" / "index.faiss"
+        built(tmp_path / "index", stream=stopped(12), memory_budget=2_350_000)
+    before = len(list((tmp_path / "index.shards").glob("shard-*")))
+    assert before > 2
+    file = tmp_path / "index.shards" / name
     data = bytearray(file.read_bytes())
     data[-100] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CorruptArtifact, match="shard-00001"):
+    with pytest.warns(UserWarning, match=f"is damaged, and done again from there: .*{file.parent.name}"):
+        report = built(tmp_path / "index", memory_budget=2_350_000)
+    assert report.reused == (0 if file.parent.name == "trained" else 1)
+    assert report.shards >= before
+    assert not (tmp_path / "index.shards").exists()
+    np.testing.assert_array_equal(
+        FaissIndex.open(tmp_path / "index").search(QUERIES, 20).ids, at_once("IVF32,SQ8").search(QUERIES, 20).ids
+    )
+
+
+def test_what_a_newer_release_has_begun_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError):
+        built(tmp_path / "index", stream=stopped(12))
+    manifest = tmp_path / "index.shards" / "shard-00001" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(NewerFormat):
         built(tmp_path / "index")
-    shutil.rmtree(file.parent)
-    assert built(tmp_path / "index").reused >= 1
+    assert manifest.exists()
 
 
 # Memory, and bad input
