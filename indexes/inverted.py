@@ -14,9 +14,9 @@ from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.errors import ConfigurationError, NotFound, ShapeError
 from reperio.indexes.postings import Precision, Segment, Settings
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
-from reperio.indexes.scoring import View
+from reperio.indexes.scoring import MOST, View
 from reperio.indexes.soundness import check_segment
-from reperio.indexes.sparse import check_sparse
+from reperio.indexes.sparse_rows import check_sparse
 from reperio.indexes.stored import arguments, once_each, whole
 from reperio.indexes.verified import forget, known, read_verified
 from reperio.indexes.weighting import ALL, Weighting
@@ -141,7 +141,7 @@ class InvertedIndex:
         InvalidInput
             A negative id, an id twice, a malformed row, NaN or a negative weight; nothing is added.
         """
-        embeddings = check_sparse(embeddings, self._view.dim, what="embeddings")
+        embeddings = check_sparse(embeddings, what="embeddings", dim=self._view.dim, most=MOST)
         ids = check_ids(ids, rows=len(embeddings))
         if not len(ids):
             return
@@ -265,7 +265,7 @@ class InvertedIndex:
             If no row has this id.
         """
         view = self._view
-        query = check_sparse(query, view.dim, what="query")
+        query = check_sparse(query, what="query", dim=view.dim, most=MOST)
         if len(query) != 1:
             raise ShapeError(f"explain takes one query, not {len(query)}.", "Pass one row.")
         place = int(view.find(np.array([row]))[0])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Positions, Segment, compile_from, offsets
-from reperio.indexes.sparse import MOST, check_sparse, plain
+from reperio.indexes.sparse_rows import check_sparse, plain
 from reperio.indexes.weighed import Weighed
 from reperio.indexes.weighting import ALL, Floats, Formula, Weighting
 from reperio.types import Neighbors
@@ -27,7 +27,7 @@ from reperio.types import Neighbors
 if TYPE_CHECKING:
     from reperio.indexes.pruning import Lists
 
-__all__ = ["View"]
+__all__ = ["MOST", "View"]
 
 _THREADS = os.cpu_count() or 1
 
@@ -36,6 +36,9 @@ _TO_EACH = 16
 
 _MOST_TERMS = 2047
 """Terms of a query beyond which a sum of bounds, each rounded up, may not fit 32 bits; such a query goes by term."""
+
+MOST = 2**24
+"""Highest weight: above it, float32 no longer tells whole numbers apart."""
 
 _MOST_BITS = int(np.float32(MOST).view(np.uint32))
 
@@ -199,7 +202,7 @@ class View:
             arrays = (queries.indptr, queries.indices, queries.weights)
             if self.code.sound(*arrays, queries.dim, _MOST_BITS):
                 return queries
-        return check_sparse(queries, self.dim, what="queries")
+        return check_sparse(queries, what="queries", dim=self.dim, most=MOST)
 
     def weigh(self, queries: Sparse) -> Weighed:
         """Look up the queries' terms and weigh those that a row holds."""

@@ -24,7 +24,7 @@ from reperio.errors import ConfigurationError, CorruptArtifact, NotFound, ShapeE
 from reperio.indexes.abandoned import drop_when_gone
 from reperio.indexes.flat import Metric, unit
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, pad
-from reperio.indexes.sparse_rows import check_sparse
+from reperio.indexes.sparse_rows import check_sparse, drop_zeros
 from reperio.indexes.tables import BYTES, State, Table, TableSearch, fetched, split
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -215,7 +215,7 @@ class ServedIndex(ABC):
     def _checked(self, embeddings: Any, *, what: str) -> Any:
         """Rows or queries as the table takes them."""
         if self._sparse:
-            rows = check_sparse(embeddings, what=what, dim=self._dim)
+            rows = drop_zeros(check_sparse(embeddings, what=what, dim=self._dim))
             self._check_dim(rows.dim)
             return rows
         vectors = check_dense(embeddings, what=what, dim=self._dim)

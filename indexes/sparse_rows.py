@@ -5,17 +5,55 @@ Shapes: n rows, V vocabulary, p pairs of a query and a row.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 from numpy.typing import NDArray
 
 from reperio.embeddings import Sparse, take
 from reperio.errors import ShapeError
 
-__all__ = ["check_sparse", "products"]
+__all__ = ["check_sparse", "drop_zeros", "plain", "products"]
+
+_HIGHEST = float(np.finfo(np.float32).max)
+
+_INDEX, _WEIGHT = np.dtype(np.int64), np.dtype(np.float32)
 
 
-def check_sparse(rows: object, *, what: str, dim: int | None = None) -> Sparse:
-    """Return ``rows`` without weights of zero, or say what is wrong with them.
+def plain(rows: object, *, what: str) -> Sparse:
+    """The same rows as contiguous int64 and float32: scipy gives int32, and float64.
+
+    Raises
+    ------
+    ShapeError
+        No `Sparse`, or arrays of something else.
+    """
+    if not isinstance(rows, Sparse):
+        raise ShapeError(f"{what} is a {type(rows).__name__}, not Sparse.", "Encode with a sparse encoder.")
+    starts, columns, weights = rows.indptr, rows.indices, rows.weights
+    if _is(starts, _INDEX) and _is(columns, _INDEX) and _is(weights, _WEIGHT):
+        return rows
+    starts = _as(starts, _INDEX, kinds="iu", what=f"{what}.indptr")
+    columns = _as(columns, _INDEX, kinds="iu", what=f"{what}.indices")
+    return Sparse(starts, columns, _as(weights, _WEIGHT, kinds="iuf", what=f"{what}.weights"), rows.dim)
+
+
+def _is(array: NDArray[Any], kept: np.dtype[Any]) -> bool:
+    return isinstance(cast("object", array), np.ndarray) and (
+        array.dtype == kept and array.ndim == 1 and bool(array.flags.c_contiguous)
+    )
+
+
+def _as(given: object, kept: np.dtype[Any], *, kinds: str, what: str) -> NDArray[Any]:
+    array = np.asarray(given)
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise ShapeError(f"{what} is {array.dtype} of shape {array.shape}.", f"Give one dimension of {kept}.")
+    with np.errstate(over="ignore"):  # what does not fit is refused as too high
+        return np.ascontiguousarray(array.astype(kept))
+
+
+def check_sparse(rows: object, *, what: str, dim: int | None = None, most: float = _HIGHEST) -> Sparse:
+    """Return ``rows`` as `plain` does, or say what is wrong with them.
 
     Parameters
     ----------
@@ -25,15 +63,16 @@ def check_sparse(rows: object, *, what: str, dim: int | None = None) -> Sparse:
         The name the caller knows them by, for the message.
     dim
         The expected V, where known.
+    most
+        The highest weight that there may be.
 
     Raises
     ------
     ShapeError
-        Not a `Sparse`, another V, arrays that do not fit; a weight that is negative, NaN or infinite; columns that
-        do not ascend.
+        Not a `Sparse`, another V, arrays that do not fit; a weight that is negative, NaN or above ``most``; columns
+        that do not ascend.
     """
-    if not isinstance(rows, Sparse):
-        raise ShapeError(f"{what} is a {type(rows).__name__}, not Sparse.", "Encode with a sparse encoder.")
+    rows = plain(rows, what=what)
     if dim is not None and rows.dim != dim:
         raise ShapeError(f"{what} has {rows.dim} columns, the index {dim}.", "Use the same encoder for all.")
     size = len(rows.indices)
@@ -43,17 +82,18 @@ def check_sparse(rows: object, *, what: str, dim: int | None = None) -> Sparse:
         raise ShapeError(f"{what}.indptr descends.", "Mend indptr.")
     if not size:
         return rows
-    if not (rows.weights.min() >= 0 and rows.weights.max() < np.inf):
-        raise ShapeError(f"{what} holds NaN, infinity or a negative weight.", "Give weights from 0.")
+    if not (rows.weights.min() >= 0 and rows.weights.max() <= most):
+        raise ShapeError(f"{what} holds NaN or a weight outside 0 to {most:g}.", "Give weights that are not negative.")
     if rows.indices.min() < 0 or rows.indices.max() >= rows.dim:
         raise ShapeError(f"{what} holds a column outside 0 to {rows.dim - 1}.", "Mend indices.")
     falls = np.flatnonzero(rows.indices[1:] <= rows.indices[:-1]) + 1
     if len(falls) and not np.isin(falls, rows.indptr).all():
         raise ShapeError(f"{what} holds a row whose columns do not ascend.", "Sort them and sum equal ones.")
-    return _without_zeros(rows)
+    return rows
 
 
-def _without_zeros(rows: Sparse) -> Sparse:
+def drop_zeros(rows: Sparse) -> Sparse:
+    """The same rows without weights of zero."""
     kept = rows.weights > 0
     if kept.all():
         return rows
