@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -162,10 +163,17 @@ def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Generator[Path
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
         temporary.mkdir()
-        made = temporary
+        made, awaited = temporary, _AWAITED.get()
         try:
+            if awaited is not None and awaited.path == path:
+                awaited.filling = temporary
             yield temporary
-            _tell_filled(path)
+            if awaited is not None and awaited.filling in path.parents:
+                made = temporary.rename(path)
+                awaited.put_off(temporary, path, kind, meta)
+                return
+            if awaited is not None and awaited.filling == temporary:
+                awaited.tell()
             _seal(temporary, kind, meta)
             made = temporary.rename(path)
             sync(path.parent)
@@ -174,7 +182,42 @@ def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Generator[Path
             raise
 
 
-_AWAITED: ContextVar[tuple[Path, Callable[[], None]] | None] = ContextVar("_AWAITED", default=None)
+@dataclass(slots=True)
+class _Awaited:
+    """A folder that someone waits for to have all its files.
+
+    Attributes
+    ----------
+    path, then
+        What it will be called, and what to do.
+    filling
+        What it is called until then.
+    inner
+        Folders inside that are filled and not sealed, innermost first.
+    """
+
+    path: Path
+    then: Callable[[], None]
+    filling: Path | None = None
+    inner: list[tuple[Path, str, dict[str, Any]]] = field(default_factory=list)
+
+    def put_off(self, temporary: Path, path: Path, kind: str, meta: Mapping[str, Any]) -> None:
+        """Seal a folder later, which was renamed, and with it those inside."""
+        for number, (inner, inner_kind, told) in enumerate(self.inner):
+            if temporary in inner.parents:
+                self.inner[number] = (path / inner.relative_to(temporary), inner_kind, told)
+        self.inner.append((path, kind, dict(meta)))
+
+    def tell(self) -> None:
+        """It has all its files; seals those inside, whose names reach the disk with the folder around them."""
+        self.filling = None
+        self.then()
+        for path, kind, meta in self.inner:
+            with disk_errors(path):
+                _seal(path, kind, meta)
+
+
+_AWAITED: ContextVar[_Awaited | None] = ContextVar("_AWAITED", default=None)
 
 
 @contextmanager
@@ -182,19 +225,14 @@ def when_filled(path: Path, then: Callable[[], None]) -> Generator[None]:
     """Call ``then`` as soon as a folder of this name, written inside, has all its files.
 
     What is written may change from then on. That the files are checksummed and reach the disk, which takes most of the
-    time, comes after it. Where nothing of this name is written with `new_folder`, it is not called.
+    time, comes after it, for those in folders inside it too. Where nothing of this name is written with `new_folder`,
+    it is not called.
     """
-    token = _AWAITED.set((path, then))
+    token = _AWAITED.set(_Awaited(path, then))
     try:
         yield
     finally:
         _AWAITED.reset(token)
-
-
-def _tell_filled(path: Path) -> None:
-    awaited = _AWAITED.get()
-    if awaited is not None and awaited[0] == path:
-        awaited[1]()
 
 
 def _seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:

@@ -325,12 +325,14 @@ class DerivedIndex:
         """Write a new generation of the index as it is, and switch to it; False if there is nothing to write.
 
         Searches may go on meanwhile. ``still`` keeps the index from being changed, while its files are filled and
-        while the generation is put in use; not while they go to the disk.
+        while the generation is put in use; not while they go to the disk, nor while a server settles its rows.
         """
         # A checkpoint is the same index further on: what can be rolled back to stays what it was.
         return self._write(keep=self._generations.current().previous, still=still)
 
     def _write(self, *, keep: str | None, still: Still = nullcontext) -> bool:
+        if self.saved != self.seq:
+            self._settle(self._index)  # may take minutes
         with ExitStack() as held:
             held.enter_context(still())
             index, seq, born = self._index, self.seq, self._born
@@ -359,14 +361,17 @@ class DerivedIndex:
         history: Mapping[str, Any],
         filled: Callable[[], None] = lambda: None,
     ) -> str:
-        if isinstance(index, Served):
-            index.settle()
         with self._log.snapshot() as now:  # what a reader counts, to know an index that holds others
             documents = self._log.count() if now == seq else None
         meta = {"store": self._log.uuid, "fingerprint": self._fingerprint, "spec": dict(spec)}
         history = {"documents": documents, **history}
         known = {name: value for name, value in history.items() if value is not None}
         return self._generations.write(index, seq, {**meta, **known}, filled)
+
+    def _settle(self, index: Index[Any] | None) -> None:
+        """Have a server make quick to search what was added; it keeps changes and this apart."""
+        if isinstance(index, Served):
+            index.settle()
 
     def beside(self, index: Index[Any] | None) -> Beside:
         """Begin another index, empty; one of the same kind where None, which leaves nothing to roll back to."""
@@ -411,6 +416,7 @@ class DerivedIndex:
     def keep(self, beside: Beside) -> None:
         """Save it."""
         if beside.name is None:
+            self._settle(beside.index)
             beside.name = self._save(beside.index, beside.seq, beside.spec, {"dead": beside.dead})
             beside.saved, beside.born = beside.seq, beside.name
 

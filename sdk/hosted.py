@@ -82,10 +82,9 @@ class TableIndex:
             if len(self.index) > self._store.count():
                 self.index.remove(np.setdiff1d(self.index.ids, self._store.matching(None), assume_unique=True))
 
-    def checkpoint(self, still: Still = nullcontext) -> None:
-        """Make what was added quick to search."""
-        with still():
-            self.index.settle()
+    def checkpoint(self) -> None:
+        """Make what was added quick to search. Commits alone change it, and the database keeps them and this apart."""
+        self.index.settle()
 
     def problems(self) -> Iterator[str]:
         """Nothing of its own: whether it holds the live documents is asked of every index."""
@@ -226,7 +225,7 @@ class HostedIndex:
 
     def _save(self, replica: DerivedIndex | TableIndex, still: Still = nullcontext) -> None:
         if isinstance(replica, TableIndex):
-            replica.checkpoint(still)
+            replica.checkpoint()
             return
         with self._cache_alone() as alone:
             if alone:

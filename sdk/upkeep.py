@@ -1,9 +1,10 @@
 """What is done to a collection's indexes beside its searches: checkpoints, another index, compaction.
 
-The long part of each, filling an index and bringing its files to the disk, holds no lock that a search waits for. A
-search waits while one index is put in the place of another, which is a rename. Where it has to replay a commit first,
-it waits as well while a checkpoint copies the index in use to its files, which are in memory then: not while they are
-checksummed and synced.
+The long part of each, filling an index, bringing its files to the disk and settling the rows of one on a server, holds
+no lock that a search waits for. A search waits while one index is put in the place of another, which is a file of a few
+lines, synced and renamed. Where it has to replay a commit first, it waits as well while a checkpoint copies the index
+in use to its files, which are in memory then: not while they are checksummed and synced. A server may let a commit wait
+until it has settled the rows that it has: PostgreSQL does while it builds an index.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reperio import artifacts
-from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text
+from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text, when_filled
 from reperio.errors import CorruptArtifact, DiskFull, NewerFormat, NotFound, ReadOnly, StorageError
 
 
@@ -24,6 +24,47 @@ def test_a_folder_is_written_and_read(tmp_path: Path) -> None:
     write(tmp_path / "x")
     assert read_folder(tmp_path / "x", "thing") == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def nest(path: Path, *names: str) -> None:
+    with new_folder(path, "thing", {"a": 1}) as folder:
+        (folder / "data.txt").write_text(path.name)
+        if names:
+            nest(folder / names[0], *names[1:])
+
+
+def test_nothing_reaches_the_disk_before_a_folder_that_is_awaited_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, sync = list[str](), artifacts.sync
+
+    def noted(path: Path) -> None:
+        told.append(path.name.rsplit(".", 2)[0] if path.is_dir() else f"{path.parent.name}/{path.name}")
+        sync(path)
+
+    nest(tmp_path / "plain", "b", "c")
+    monkeypatch.setattr(artifacts, "sync", noted)
+    with when_filled(tmp_path / "x", lambda: told.append("filled")):
+        nest(tmp_path / "x", "b", "c")
+        nest(tmp_path / "other")
+    assert told[:7] == ["filled", "c/data.txt", "c/manifest.json", "c", "b/data.txt", "b/manifest.json", "b"]
+    assert len(told) == 7 + 4 + 4  # the folder itself and its parent, then the other
+    for names in ("", "b", "b/c"):
+        assert read_folder(tmp_path / "x" / names, "thing") == {"a": 1}
+        mine, plain = (sorted(p.name for p in (tmp_path / at / names).iterdir()) for at in ("x", "plain"))
+        assert mine == plain
+
+
+def test_a_folder_inside_that_cannot_be_sealed_takes_the_others_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(artifacts, "sync", full)
+    with pytest.raises(DiskFull, match=r"x/b|x\..*/b"), when_filled(tmp_path / "x", lambda: None):
+        nest(tmp_path / "x", "b")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.hnswlib import HnswlibIndex
 from reperio.indexes.pgvector import PgvectorIndex
+from reperio.indexes.quantized import QuantizedIndex
+from reperio.indexes.transformed import TransformedIndex
+from reperio.indexes.transforms import Centre, NormCoordinate
+from reperio.protocols import Index
 from reperio.testing.index import clustered
 
 
@@ -328,17 +332,29 @@ def test_closing_ends_a_compaction_in_the_background(tmp_path: Path, monkeypatch
         assert c.count(Field("n") >= 0) == 59
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        FlatIndex("cosine"),
+        FaissIndex("IVF4,Flat", train_size=500),  # all its rows wait, in a folder of their own
+        TransformedIndex(TransformedIndex(FlatIndex("l2"), [NormCoordinate()], train_size=20), [Centre()]),
+        QuantizedIndex(),
+    ],
+    ids=["flat", "waiting", "inside", "quantized"],
+)
 def test_a_search_after_a_commit_waits_for_no_checkpoint_to_reach_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: Index[Any]
 ) -> None:
-    with Collection.open(tmp_path / "c", signals=signals()) as c:
+    with Collection.open(tmp_path / "c", signals={**signals(), "dense": Signal(HashEncoder(64), index)}) as c:
         c.upsert(documents(50))
         c.checkpoint()
         c.upsert([Document("early", "an early walrus")])
-        syncing, go_on, sync = threading.Event(), threading.Event(), artifacts.sync
+        syncing, go_on, sync, waits = threading.Event(), threading.Event(), artifacts.sync, set[str]()
 
         def held_back(path: Path) -> None:
             if threading.current_thread() is saving:
+                if c._lock.held:
+                    waits.add(path.name.split(".")[1] if path.is_file() else path.name)
                 syncing.set()
                 assert go_on.wait(60)
             sync(path)
@@ -355,6 +371,7 @@ def test_a_search_after_a_commit_waits_for_no_checkpoint_to_reach_the_disk(
         finally:
             go_on.set()
             saving.join()
+        assert waits == {"CURRENT", *c.signals}  # which a few lines name, and their folder
         assert {"early", "late"} <= set(found)
         assert "d7" not in found
         states = c.stats().signals

@@ -134,6 +134,47 @@ def test_stats_say_of_an_index_in_the_database_that_every_commit_saves_it(open_:
         assert "bm25: nothing saved" in shown.get()
 
 
+@pytest.mark.parametrize("housed", [True, False], ids=["with the documents", "on a server of its own"])
+def test_a_search_after_a_commit_waits_for_no_server_that_settles_its_rows(
+    open_: Open, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, housed: bool
+) -> None:
+    parts = signals() if housed else signals(url=server)
+    c = open_(signals=parts) if housed else Collection.open(tmp_path / "c", signals=parts)
+    with c:
+        c.upsert(documents(10))
+        settling, go_on, settle = threading.Event(), threading.Event(), PgvectorIndex.settle
+
+        def held_back(self: PgvectorIndex) -> None:
+            settling.set()
+            assert go_on.wait(60)
+            settle(self)
+
+        monkeypatch.setattr(PgvectorIndex, "settle", held_back)
+        saving = threading.Thread(target=c.checkpoint)
+        saving.start()
+        found: list[str] = []
+        try:
+            assert settling.wait(60)
+
+            def go_on_meanwhile() -> None:
+                c.upsert([Document("late", "a walrus")], progress=False)
+                found.extend(c.search("walrus", 1).ids)
+
+            looking = threading.Thread(target=go_on_meanwhile, daemon=True)
+            looking.start()
+            looking.join(20)
+            assert found == ["late"]
+        finally:
+            go_on.set()
+            saving.join()
+        c.checkpoint()
+        assert c.verify().problems == ()
+    if not housed:
+        with Collection.open(tmp_path / "c", mode="r") as c:
+            assert c.search("walrus", 1).ids == ["late"]
+            assert c.verify().problems == ()
+
+
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_a_reader_sees_each_commit_at_the_next_search(open_: Open, where: Where) -> None:
     writer = open_(signals=signals(where))
