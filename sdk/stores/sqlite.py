@@ -61,7 +61,7 @@ class SQLiteStore(SQLiteFile):
 
     def __init__(self, path: Path, *, mode: Mode = "rw") -> None:
         self._matching: OrderedDict[tuple[int, str], IdSet] = OrderedDict()
-        self._agreed, self._complete = -1, False
+        self._agreed, self._complete = (-1, -1), False
         super().__init__(path, mode=mode)
 
     # Signals
@@ -211,11 +211,20 @@ class SQLiteStore(SQLiteFile):
             self._complete = True
 
     def _check_removals(self, seq: int) -> None:
-        """Which documents are live has no seal of its own; once for each commit, as it reads the table."""
-        if self._agreed != seq:
-            with self._vouched():
+        """Which documents are live has no seal of its own; once for each commit, as it reads the table.
+
+        What this connection alone has committed since is read by itself.
+        """
+        before, seen = self._agreed
+        if before == seq:
+            return
+        with self._vouched():
+            if self.writable and seen == self._seen:
+                sqlite_indexes.added_since(self._read, before)
+                sqlite_indexes.removed_since(self._read, before)
+            else:
                 sqlite_indexes.agree(self._read)
-            self._agreed = seq
+        self._agreed = (seq, self._seen)
 
     def fields(self) -> dict[str, set[str]]:
         """Every metadata field that a document has had, and the kinds of its values."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from reperio.errors import CorruptArtifact, StorageError
+from reperio.stores import sqlite_indexes
 from reperio.stores.rows import Entry
 from reperio.stores.sqlite import SQLiteStore
 from reperio.testing.flips import altered, offsets, structure
@@ -85,6 +86,45 @@ def test_a_purge_takes_no_live_document_away_that_an_altered_index_leads_to(tmp_
     with closing(SQLiteStore(path)) as store:
         assert store.purge() == 1
         assert sorted(store.find([f"d{i}" for i in range(8)]).values()) == [1, 2, 3, 4, 6, 7, 8]
+
+
+def test_of_its_own_commits_a_writer_reads_what_they_changed_and_of_others_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read, agree = tmp_path / "store.sqlite", list[str](), sqlite_indexes.agree
+
+    def counted(run: Any) -> None:
+        read.append("everything")
+        agree(run)
+
+    monkeypatch.setattr(sqlite_indexes, "agree", counted)
+    none = np.empty(0, np.int64)
+    with closing(SQLiteStore(path)) as store, closing(SQLiteStore(path, mode="r")) as reader:
+        store.commit([Entry.of(Document(f"d{i}", f"text {i}")) for i in range(8)], none)
+        assert store.matching(None).tolist() == reader.matching(None).tolist() == list(range(1, 9))
+        assert len(read) == 2
+        store.commit([], np.array([5]))
+        flush(store)
+        place = path.read_bytes().index(bytes([3, 1, 1, 2, 5])) + 4
+        with altered(path, place, 5 ^ 4):
+            with pytest.raises(CorruptArtifact, match="row 4 was removed"):
+                store.matching(None)
+            store._connection.execute("PRAGMA shrink_memory")
+        assert store.matching(None).tolist() == [1, 2, 3, 4, 6, 7, 8]
+        assert len(read) == 2
+        assert reader.matching(None).tolist() == [1, 2, 3, 4, 6, 7, 8]
+        assert len(read) == 3
+        assert store.purge() == 1  # over a connection of its own, which reads everything as well
+        assert store.matching(None).tolist() == [1, 2, 3, 4, 6, 7, 8]
+        store.commit([Entry.of(Document("late", "a walrus"))], none)
+        assert store.matching(None).tolist() == [1, 2, 3, 4, 6, 7, 8, 9]
+        assert len(read) == 5
+
+
+def flush(store: SQLiteStore) -> None:
+    """Have what was committed read from the file again."""
+    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    store._connection.execute("PRAGMA shrink_memory")
 
 
 def test_no_row_is_taken_for_absent_that_an_altered_page_leads_past(tmp_path: Path) -> None:
