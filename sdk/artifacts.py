@@ -199,7 +199,7 @@ class _Awaited:
     path: Path
     then: Callable[[], None]
     filling: Path | None = None
-    inner: list[tuple[Path, str, dict[str, Any]]] = field(default_factory=list)
+    inner: list[tuple[Path, str, dict[str, Any]]] = field(default_factory=list[tuple[Path, str, dict[str, Any]]])
 
     def put_off(self, temporary: Path, path: Path, kind: str, meta: Mapping[str, Any]) -> None:
         """Seal a folder later, which was renamed, and with it those inside."""
