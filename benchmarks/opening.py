@@ -19,20 +19,28 @@ from typing import Any
 import numpy as np
 
 from benchmarks.filtered import sheet
+from benchmarks.lexical import generated
 from benchmarks.measuring import spread, table
 from reperio import Collection, Document, Signal
+from reperio.embeddings import Dense, MultiVector
 from reperio.encoders import GivenVectors
-from reperio.indexes import BinaryIndex, FaissIndex
+from reperio.indexes import BinaryIndex, BM25Index, FaissIndex, MultiVectorIndex
 from reperio.indexes.verified import _SEEN
 
-ROWS = 1_000_000
+ROWS, TOKENS = 1_000_000, 32
 CASES = {
     "Flat, 128 dimensions": ("Flat", 128),
     "IVF1024,SQ8, 128 dimensions": ("IVF1024,SQ8", 128),
     "IVF1024,PQ32x4fs,RFlat, 128 dimensions": ("IVF1024,PQ32x4fs,RFlat", 128),
     "HNSW16, 32 dimensions": ("HNSW16", 32),
     "BFlat, 128 dimensions": ("BFlat", 128),
+    "BM25Index, 45 words a row": ("BM25", 0),
+    "MultiVectorIndex, 32 vectors a row, 64 dimensions": ("MaxSim", 64),
 }
+"""A factory of FAISS's, or another index; a million vectors each, or rows of words."""
+
+WAYS = {BinaryIndex: ["verified"], MultiVectorIndex: ["unverified", "verified"]}
+"""How these can be opened; the others in all three ways."""
 
 
 def run() -> dict[str, Any]:
@@ -85,24 +93,47 @@ def _middle(value: Any) -> float:
 
 
 def _save(factory: str, dim: int, path: Path) -> None:
-    rows = sheet(ROWS, dim)
-    index: Any = BinaryIndex(factory) if factory.startswith("B") else FaissIndex(factory, train_size=65536)
-    index.add(np.arange(ROWS), rows)
+    index = _empty(factory)
+    if factory == "BM25":
+        corpus = generated(ROWS)
+        for start in range(0, ROWS, 50_000):
+            index.add(np.arange(start, start + 50_000), corpus.counts(start, start + 50_000))
+        index.compact()
+    else:
+        rows = sheet(ROWS, dim)
+        index.add(np.arange(ROWS // (TOKENS if factory == "MaxSim" else 1)), _shaped(factory, rows))
     index.save(path)
 
 
+def _empty(factory: str) -> Any:
+    if factory in ("BM25", "MaxSim"):
+        return BM25Index() if factory == "BM25" else MultiVectorIndex()
+    return BinaryIndex(factory) if factory.startswith("B") else FaissIndex(factory, train_size=65536)
+
+
+def _shaped(factory: str, vectors: Dense) -> Any:
+    if factory != "MaxSim":
+        return vectors
+    return MultiVector(vectors, np.arange(0, len(vectors) + 1, TOKENS))
+
+
+def _query(factory: str, dim: int) -> Any:
+    if factory == "BM25":
+        return generated(1).counts(0, 1)
+    return _shaped(factory, sheet(TOKENS if factory == "MaxSim" else 1, dim, seed=3))
+
+
 def _opened(factory: str, dim: int, path: Path) -> dict[str, Any]:
-    binary = factory.startswith("B")
-    query = sheet(1, dim, seed=3)
-    times: dict[str, list[float]] = {"unverified": [], "verified before": [], "verified": []}
+    query, kind = _query(factory, dim), type(_empty(factory))
+    times: dict[str, list[float]] = {way: [] for way in WAYS.get(kind, ["unverified", "verified before", "verified"])}
     first: list[float] = []
     resident: list[float] = []
     for _ in range(7):
-        for way in times if not binary else ["verified"]:
+        for way in times:
             if way == "verified":
                 _SEEN.clear()
             before, start = _private(), time.perf_counter()
-            index: Any = BinaryIndex.open(path, mmap=True) if binary else _open(path, way)
+            index = _open(factory, path, way)
             times[way].append((time.perf_counter() - start) * 1e3)
             resident.append(_private() - before)
             start = time.perf_counter()
@@ -114,8 +145,15 @@ def _opened(factory: str, dim: int, path: Path) -> dict[str, Any]:
     return {"milliseconds": ways, "first search": spread(first), "private MB": spread(resident), "bytes": _bytes(path)}
 
 
-def _open(path: Path, way: str) -> FaissIndex:
-    return FaissIndex.open(path, mmap=True, verify=way != "unverified")
+def _open(factory: str, path: Path, way: str) -> Any:
+    kind, checked = type(_empty(factory)), way != "unverified"
+    if kind is MultiVectorIndex:
+        return MultiVectorIndex.open(path, mmap=not checked)
+    if kind is BinaryIndex:
+        return BinaryIndex.open(path, mmap=True)
+    return (
+        BM25Index.open(path, verify=checked) if kind is BM25Index else FaissIndex.open(path, mmap=True, verify=checked)
+    )
 
 
 def _private() -> float:
