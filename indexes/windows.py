@@ -15,8 +15,18 @@ from reperio.indexes.asked import Lists
 from reperio.indexes.lists import WINDOW, Positions
 
 __all__ = [
-    *("DENSE", "GROUP", "Terms", "enter", "least_sum", "leave_out", "list_above", "prime", "set_aside", "sum_all"),
-    *("sum_listing", "take_highest"),
+    "DENSE",
+    "GROUP",
+    "Terms",
+    "enter",
+    "least_sum",
+    "leave_out",
+    "list_above",
+    "prime",
+    "set_aside",
+    "sum_all",
+    "sum_listing",
+    "take_highest",
 ]
 
 _LOOKUP = 8
