@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 __all__ = ["quiet"]
 
+_UNPRINTED = re.compile(r"failed printing to stdout.*\(os error (\d+)\)")
+
 _ONE = threading.Lock()
 """A process has one standard output."""
 
@@ -22,6 +24,11 @@ def quiet(told: re.Pattern[bytes]) -> Generator[None]:
 
     The rest, such as what other threads print meanwhile, is passed on in the end; everything is, if an error is
     raised. Standard error is left alone.
+
+    Raises
+    ------
+    OSError
+        If there is no room on disk for what is printed.
     """
     lines = re.compile(rb"^(?:%b)(?:\r?\n|\Z)" % told.pattern, re.MULTILINE)
     with _ONE:
@@ -37,6 +44,11 @@ def quiet(told: re.Pattern[bytes]) -> Generator[None]:
             try:
                 yield
                 failed = False
+            except BaseException as error:  # of Rust, where what it prints finds no room: no Exception even
+                code = _UNPRINTED.search(str(error))
+                if code is None:
+                    raise
+                raise OSError(int(code[1]), f"{os.strerror(int(code[1]))}: what a library prints") from error
             finally:
                 _flush()
                 os.dup2(before, 1)

@@ -17,6 +17,7 @@ from reperio.embeddings import Sparse, take
 from reperio.errors import ConfigurationError, CorruptArtifact
 from reperio.indexes import SeismicIndex
 from reperio.indexes.quiet import quiet
+from reperio.testing.faults import file_limit
 
 ROWS = 6000
 
@@ -126,6 +127,15 @@ def test_it_prints_nothing(rows: Sparse, tmp_path: Path, capfd: pytest.CaptureFi
     index.save(tmp_path / "saved")
     SeismicIndex.open(tmp_path / "saved")
     assert capfd.readouterr().out == ""
+
+
+def test_a_disk_without_room_for_what_it_prints_is_an_error_of_the_disk(rows: Sparse) -> None:
+    """Rust panics there, which Python's programs do not expect."""
+    index = SeismicIndex(seal_at=100)
+    with file_limit(8), pytest.raises(OSError, match="what a library prints"):
+        index.add(np.arange(100), take(rows, np.arange(100)))
+    index.add(np.arange(100), take(rows, np.arange(100)))
+    assert index.segments == 1
 
 
 def test_blank_lines_of_others_are_kept_while_it_builds(
