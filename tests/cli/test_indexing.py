@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_what_was_committed(process: Callable[..., Any], tmp_path: 
     indexing = process("index", tmp_path / "c", tmp_path / "many.jsonl", "--lexical", "--batch-size", 10)
     assert _wait_for_a_commit(tmp_path / "c")
     indexing.send_signal(signal.SIGINT)
-    _, said = indexing.communicate(timeout=30)
+    _, said = indexing.communicate(timeout=120)
     assert indexing.returncode == 130
     assert "committed is kept" in said
     assert "Traceback" not in said
