@@ -8,7 +8,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from reperio.artifacts import disk_errors
 
 __all__ = ["quiet"]
 
@@ -27,7 +30,7 @@ def quiet(told: re.Pattern[bytes]) -> Generator[None]:
 
     Raises
     ------
-    OSError
+    StorageError
         If there is no room on disk for what is printed.
     """
     lines = re.compile(rb"^(?:%b)(?:\r?\n|\Z)" % told.pattern, re.MULTILINE)
@@ -48,14 +51,16 @@ def quiet(told: re.Pattern[bytes]) -> Generator[None]:
                 code = _UNPRINTED.search(str(error))
                 if code is None:
                     raise
-                raise OSError(int(code[1]), f"{os.strerror(int(code[1]))}: what a library prints") from error
+                with disk_errors(Path(tempfile.gettempdir())):
+                    raise OSError(int(code[1]), "what a library prints") from error
             finally:
                 _flush()
                 os.dup2(before, 1)
                 os.close(before)
                 kept.seek(0)
                 written = kept.read()
-                _pass_on(written if failed else lines.sub(b"", written))
+                with suppress(OSError) if failed else nullcontext():  # that error goes before one of printing
+                    _pass_on(written if failed else lines.sub(b"", written))
 
 
 def _pass_on(lines: bytes) -> None:

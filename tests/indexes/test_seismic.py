@@ -14,7 +14,7 @@ import seismic
 
 from reperio import artifacts
 from reperio.embeddings import Sparse, take
-from reperio.errors import ConfigurationError, CorruptArtifact
+from reperio.errors import ConfigurationError, CorruptArtifact, DiskFull
 from reperio.indexes import SeismicIndex
 from reperio.indexes.quiet import quiet
 from reperio.testing.faults import file_limit
@@ -132,7 +132,7 @@ def test_it_prints_nothing(rows: Sparse, tmp_path: Path, capfd: pytest.CaptureFi
 def test_a_disk_without_room_for_what_it_prints_is_an_error_of_the_disk(rows: Sparse) -> None:
     """Rust panics there, which Python's programs do not expect."""
     index = SeismicIndex(seal_at=100)
-    with file_limit(8), pytest.raises(OSError, match="what a library prints"):
+    with file_limit(8), pytest.raises(DiskFull):
         index.add(np.arange(100), take(rows, np.arange(100)))
     index.add(np.arange(100), take(rows, np.arange(100)))
     assert index.segments == 1
