@@ -35,6 +35,7 @@ class Lists(NamedTuple):
     row_starts: Positions
     row_slots: NDArray[np.int32]
     row_values: NDArray[Any]
+    values: NDArray[Any]
 
 
 class Asked(NamedTuple):

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from reperio.embeddings import Ids
 from reperio.extras import compiled
-from reperio.indexes.lists import Positions
 
-__all__ = ["clear", "fill", "push", "raise_least", "sort"]
+__all__ = ["add", "clear", "fill", "push", "raise_least", "sort"]
 
 _EMPTY = 2**63 - 1
+
+_LAST = 2**32 - 1
+"""Highest row."""
 
 
 @compiled
@@ -47,19 +49,27 @@ def sink(scores: NDArray[np.float32], keys: Ids, score: np.float32, key: Any) ->
 
 
 @compiled
-def fill(scores: NDArray[np.float32], keys: Ids, values: NDArray[np.float32], rows: Positions, ids: Ids) -> None:
-    """Make an empty heap one of the best of these rows, in order: the worst in front."""
-    order, first = np.argsort(values), 0
-    for last in range(1, len(order) + 1):
-        if last < len(order) and values[order[last]] == values[order[first]]:
-            continue
-        if last - first > 1:  # of equal ones the lower row, and so the lower id, is the better
-            equal = order[first:last].copy()
-            order[first:last] = equal[np.argsort(-rows[equal])]
-        first = last
-    count, k = len(order), len(scores)
+def fill(scores: NDArray[np.float32], keys: Ids, values: NDArray[np.float32], rows: NDArray[Any], ids: Ids) -> None:
+    """Make an empty heap one of the best of these rows, none below 0, in order: the worst in front."""
+    bits, packed = values.view(np.uint32), np.empty(len(values), np.int64)
+    for i in range(len(values)):  # of equal ones the lower row, and so the lower id, is the better
+        packed[i] = np.int64(bits[i]) << 32 | (_LAST - np.int64(rows[i]))
+    packed.sort()
+    count, k = len(packed), len(scores)
+    ordered = (packed >> 32).astype(np.uint32).view(np.float32)
     for i in range(min(count, k)):
-        scores[k - 1 - i], keys[k - 1 - i] = values[order[count - 1 - i]], ids[rows[order[count - 1 - i]]]
+        best = count - 1 - i
+        scores[k - 1 - i], keys[k - 1 - i] = ordered[best], ids[_LAST - (packed[best] & _LAST)]
+
+
+@compiled
+def add(scores: NDArray[np.float32], keys: Ids, values: NDArray[np.float32], rows: NDArray[Any], ids: Ids) -> None:
+    """Push all these rows."""
+    if scores[-1] == -np.inf:
+        fill(scores, keys, values, rows, ids)
+        return
+    for i in range(len(values)):
+        push(scores, keys, values[i], ids[rows[i]])
 
 
 @compiled

@@ -14,7 +14,8 @@ w windows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -79,6 +80,27 @@ class _Rows(NamedTuple):
     values: Values
 
 
+@dataclass(frozen=True, eq=False)
+class ByTerm:
+    """What was added to a segment of one window, in the order of postings; made when a search first asks for it.
+
+    Larger segments have none: it would cost up to half their memory, and they rarely score many rows of a window.
+    """
+
+    rows: tuple[Positions, NDArray[np.int32], Values]
+    terms: int
+
+    @cached_property
+    def values(self) -> Values:
+        """One for each posting, ``(p,)``, or ``(0,)``."""
+        from reperio.indexes import inverting
+
+        starts, _, values = self.rows
+        made: Values = inverting.invert(*self.rows, self.terms)[2] if len(starts) <= WINDOW + 1 else values[:0].copy()
+        made.flags.writeable = False
+        return made
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """Rows by term and by row.
@@ -136,6 +158,7 @@ class Segment:
     row_starts: NDArray[np.int64]
     row_slots: NDArray[np.int32]
     row_values: Values
+    by_term: ByTerm | None = field(default=None, repr=False)
 
     @classmethod
     def build(cls, ids: Ids, rows: Sparse, settings: Settings) -> Self:
@@ -240,8 +263,11 @@ class Segment:
         )
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # sealed; and compiled code knows arrays that are mapped and that are not as one
-            getattr(self, field.name).flags.writeable = False
+        for name in _arrays():  # sealed; and compiled code knows arrays that are mapped and that are not as one
+            getattr(self, name).flags.writeable = False
+        if self.by_term is None:
+            rows = (self.row_starts, self.row_slots, self.row_values)
+            object.__setattr__(self, "by_term", ByTerm(rows, len(self.terms)))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -250,6 +276,12 @@ class Segment:
     def live(self) -> int:
         """How many rows were not removed."""
         return int(np.count_nonzero(self.alive))
+
+    @property
+    def values(self) -> Values:
+        """Of compiled code, see `ByTerm`."""
+        assert self.by_term is not None
+        return self.by_term.values
 
     def drift(self, average: float) -> tuple[float, float]:
         """By which factors the impacts of counts may have risen and fallen, now that lengths average this."""
@@ -300,13 +332,17 @@ class Segment:
 
     def save(self, folder: Path, name: str) -> None:
         """Write each array as ``{name}-{attribute}.npy``."""
-        for field in fields(self):
-            np.save(folder / f"{name}-{field.name}.npy", getattr(self, field.name), allow_pickle=False)
+        for array in _arrays():
+            np.save(folder / f"{name}-{array}.npy", getattr(self, array), allow_pickle=False)
 
     @classmethod
     def open(cls, folder: Path, name: str) -> Self:
         """Read what `save` wrote; large arrays stay on disk and are mapped."""
-        return cls(**{field.name: _load(folder / f"{name}-{field.name}.npy") for field in fields(cls)})
+        return cls(**{array: _load(folder / f"{name}-{array}.npy") for array in _arrays()})
+
+
+def _arrays() -> list[str]:
+    return [held.name for held in fields(Segment) if held.name != "by_term"]
 
 
 def compile_from(postings: int) -> bool:

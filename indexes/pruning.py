@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from reperio.embeddings import Ids
 from reperio.extras import compiled
 from reperio.indexes.asked import Asked, Lists, first_at_least, fits, look_up, sound
-from reperio.indexes.heaps import clear, fill, push, raise_least, sort
+from reperio.indexes.heaps import add, clear, fill, push, raise_least, sort
 from reperio.indexes.lists import RANKS, WINDOW, Positions
-from reperio.indexes.rowwise import LANE, fetch, mark, score, score_row, unmark
+from reperio.indexes.rowwise import LANE, announce, fetch, mark, score, score_row, unmark
+from reperio.indexes.termwise import pays, score_all
 from reperio.indexes.weighting import Formula
 from reperio.indexes.windows import (
     DENSE,
@@ -53,8 +54,8 @@ _ROOM = 1024
 
 _DOWN = 1 - 2**-20
 
-_FETCHED = 16
-"""Rows fetched at a time."""
+_AHEAD = 4
+"""So many rows before it is scored a row is fetched."""
 
 _AT_ONCE = 4
 """So many times k rows, at most, are all scored and then sorted."""
@@ -173,7 +174,8 @@ def _candidates(
     primed = lowest[0] > 0
     rows, bounds, kept = np.empty(_ROOM, np.int64), np.empty(_ROOM), 0
     whole, coarsest = lists.codes.itemsize == 1, terms.lifts.max() + 255
-    for window in range((len(usable) + WINDOW - 1) // WINDOW):
+    windows = (len(usable) + WINDOW - 1) // WINDOW
+    for window in range(windows):
         total, size = enter(lists, terms, window)
         if total <= threshold:
             continue
@@ -215,7 +217,7 @@ def _candidates(
             rows[kept], bounds[kept] = row, bound
             kept += 1
             reached = ((bound - held * coarsest) if whole else bound) * slack
-            if reached > lowest[0]:
+            if reached > lowest[0] and not (scanned and window == windows - 1):
                 raise_least(lowest, reached)
                 threshold = max(threshold, float(lowest[0]))
         if scanned:
@@ -250,6 +252,7 @@ def search(
     rise, fall, all_usable = drift
     k = best[0].shape[1]
     lowest, hits = np.empty(k), np.empty(LANE, np.int64)
+    numbers = np.zeros(WINDOW, np.uint16)
     for query in range(len(asked.starts) - 1):
         first, last = asked.starts[query], asked.starts[query + 1]
         if first == last:
@@ -267,12 +270,17 @@ def search(
             slack *= max(0.0, 1 - (last - first + 2) * 2.0**-22)
         scale = (bits, slack)
         rows, bounds, count = _candidates(lists, terms, usable, all_usable, scale, lowest, threshold, sums)
+        if pays(lists, terms, count):
+            totals = score_all(lists, relative, formula, held, terms, rows[:count], numbers)
+            add(scores, keys, (totals + base).astype(np.float32), rows[:count], lists.ids)
+            continue
         mark(wanted, held[0])
         at_once = scores[k - 1] == -np.inf and count <= _AT_ONCE * k  # nothing there: a heap is made of all
         values = np.empty(count if at_once else 0, np.float32)
+        announce(lists, relative, rows[:count])
         for i in range(count):
-            if i % _FETCHED == 0:
-                hits[0] = fetch(lists, rows[i : min(count, i + _FETCHED)])
+            if i + _AHEAD < count:
+                fetch(lists, rows[i + _AHEAD])
             row = rows[i]
             if not at_once and bounds[i] <= (np.float64(scores[0]) * _DOWN - base) * unit:
                 continue

@@ -14,9 +14,10 @@ from reperio.extras import compiled
 from reperio.indexes.asked import Asked, Lists, first_at_least
 from reperio.indexes.inverting import impact
 from reperio.indexes.lists import Positions
+from reperio.indexes.prefetch import prefetch
 from reperio.indexes.weighting import Formula
 
-__all__ = ["LANE", "fetch", "mark", "score", "score_row", "unmark"]
+__all__ = ["LANE", "announce", "fetch", "mark", "score", "score_row", "unmark"]
 
 LANE = 256
 """Places of a row that are looked at before those that matter are."""
@@ -24,8 +25,8 @@ LANE = 256
 _LEAP = 64
 """A row with so many times as many terms as the query is searched by halves, others are gone through."""
 
-_LINE = 16
-"""Slots in a line of a core's cache."""
+_LINE = 64
+"""Bytes in a line of a core's cache."""
 
 
 @compiled
@@ -76,13 +77,21 @@ def score_row(
 
 
 @compiled
-def fetch(lists: Lists, rows: Positions) -> int:
-    """Touch these rows, so that memory brings them all at once and not one after the other."""
-    seen = 0
+def announce(lists: Lists, relative: NDArray[np.float64], rows: Positions) -> None:
+    """Have what tells where rows are brought, of all at once."""
     for row in rows:
-        for place in range(lists.row_starts[row], lists.row_starts[row + 1], _LINE):
-            seen += lists.row_slots[place] + np.int64(lists.row_values[place])
-    return seen
+        prefetch(lists.row_starts, row)
+        prefetch(relative, row)
+
+
+@compiled
+def fetch(lists: Lists, row: Any) -> None:
+    """Have a row brought."""
+    first, last = lists.row_starts[row], lists.row_starts[row + 1]
+    for place in range(first, last, _LINE // lists.row_slots.itemsize):
+        prefetch(lists.row_slots, place)
+    for place in range(first, last, _LINE // lists.row_values.itemsize):
+        prefetch(lists.row_values, place)
 
 
 @compiled

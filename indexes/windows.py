@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reperio.extras import compiled
 from reperio.indexes.asked import Lists
 from reperio.indexes.lists import WINDOW, Positions
+from reperio.indexes.prefetch import prefetch
 
 __all__ = [
     "DENSE",
@@ -34,6 +35,9 @@ _LOOKUP = 8
 
 DENSE = 12
 """A window with a posting for every 12 rows or more is scanned; else the rows touched are listed."""
+
+_AHEAD = 256
+"""Postings of a list that are asked for in advance."""
 
 GROUP = 16
 """Rows of which the best is taken for a first threshold."""
@@ -105,6 +109,8 @@ def set_aside(terms: Terms, size: int, threshold: float) -> tuple[float, int]:
 def sum_all(lists: Lists, terms: Terms, low: int, sums: NDArray[Any]) -> None:
     one = sums.dtype.type(lists.codes.itemsize == 1)
     for i in range(len(terms.sizes)):
+        if i + 1 < len(terms.sizes):
+            _announce(lists, terms, i + 1)
         if terms.looked_up[i] or terms.begin[i] == terms.end[i]:
             continue
         step = terms.steps[i]
@@ -117,6 +123,20 @@ def sum_all(lists: Lists, terms: Terms, low: int, sums: NDArray[Any]) -> None:
             rows = lists.short_positions[terms.places_from[i] + terms.begin[i] : terms.places_from[i] + terms.end[i]]
             for j in range(len(codes)):
                 sums[rows[j] - np.uint32(low)] += step * codes[j] + one
+
+
+@compiled
+def _announce(lists: Lists, terms: Terms, i: int) -> None:
+    """Have the beginning of a list's postings brought, which no pattern foretells; then the machine sees one."""
+    first, last = terms.begin[i], min(terms.end[i], terms.begin[i] + _AHEAD)
+    for j in range(first, last, 64):
+        prefetch(lists.codes, terms.codes_from[i] + j)
+    if terms.number[i] >= 0:
+        for j in range(first, last, 32):
+            prefetch(lists.long_places, terms.places_from[i] + j)
+    else:
+        for j in range(first, last, 16):
+            prefetch(lists.short_positions, terms.places_from[i] + j)
 
 
 @compiled

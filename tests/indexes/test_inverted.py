@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from reperio.embeddings import Dense, Sparse, take
 from reperio.errors import ConfigurationError, ShapeError
 from reperio.indexes import BM25Index, InvertedIndex, lists, postings
+from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Precision
 from reperio.indexes.weighting import Formula
 from reperio.types import Neighbors
@@ -441,3 +442,49 @@ def test_half_of_very_many_ties_are_those_of_the_lower_ids() -> None:
     index.add(np.arange(60_000), rows)
     query = Sparse(np.array([0, 1]), np.array([0]), np.ones(1, dtype=np.float32), DIM)
     assert index.search(query, 30_000).ids[0].tolist() == list(range(30_000))
+
+
+@pytest.mark.parametrize("terms", [1, 4, 40])
+def test_term_by_term_a_row_scores_what_it_scores_by_itself(terms: int, way: str) -> None:
+    """To the bit, in counts and weights, of short lists and long ones, few rows and all."""
+    if way == "numpy":
+        pytest.skip("there is no such way without compiled code")
+    from reperio.indexes import pruning, termwise, windows
+
+    rows, boundary = learned(6000), 1000
+    whole = np.where(rows.indices < boundary, rows.weights, np.ceil(rows.weights)).astype(np.float32)
+    index = BM25Index("bm25l", weights_below=boundary)
+    index.add(np.arange(6000), Sparse(rows.indptr, rows.indices, whole, DIM))
+    view = index._view
+    (lists,) = view.lists
+    for query in range(20):
+        asked = view._asked(view.weigh(learned(1, seed=query, terms=terms)), 0)
+        held = (asked.slots, asked.weights, asked.linear)
+        entered = pruning._prepare(lists, asked, 0, len(asked.slots), 1.0, np.zeros(1, np.int32))[0]
+        windows.enter(lists, entered, 0)
+        numbers = np.zeros(WINDOW, np.uint16)
+        for count in (1, 50, 6000):
+            some = np.random.default_rng(query).choice(6000, count, replace=False)
+            scores = termwise.score_all(lists, view.relative, view.formula, held, entered, some, numbers)
+            alone = np.zeros((1, count))
+            pruning.score(
+                lists, view.relative, view.formula, asked, some[None], alone, np.zeros(len(lists.scales), np.uint16)
+            )
+            assert np.array_equal(scores, alone[0])
+            assert not numbers.any()
+
+
+def test_a_small_index_that_changes_finds_what_a_fresh_one_finds() -> None:
+    """What is kept in the order of terms goes with the segment, and follows removals and merges."""
+    rows, queries = learned(5000), learned(10, seed=1, terms=3)
+    index = InvertedIndex()
+    for first in range(0, 5000, 500):
+        index.add(np.arange(first, first + 500), take(rows, np.arange(first, first + 500)))
+        index.remove(np.arange(first, first + 500, 7))
+        kept = index.ids
+        fresh = InvertedIndex()
+        fresh.add(kept, take(rows, kept))
+        for k in (10, 200):
+            found, wanted = index.search(queries, k), fresh.search(queries, k)
+            assert np.array_equal(found.ids, wanted.ids)
+            assert np.array_equal(found.scores, wanted.scores)
