@@ -209,17 +209,18 @@ class View:
         terms, weights, starts = queries.indices, queries.weights, queries.indptr
         df = np.zeros(len(terms), dtype=np.int64)
         slots = [self._look_up(segment, terms, df) for segment in self.segments]
-        if not (df.all() and weights.all()):
+        if np.count_nonzero(df) < len(df) or np.count_nonzero(weights) < len(weights):
             known = (df > 0) & (weights > 0)
             starts = np.concatenate([[0], np.cumsum(known)])[starts]
             terms, weights, df, slots = terms[known], weights[known], df[known], [s[known] for s in slots]
-        weighed = weights.astype(np.float64)
-        linear, idf = terms < self.weighting.weights_below, np.ones(len(terms))
+        linear = terms < self.weighting.weights_below
         if self.weighting.weights_below < ALL:
             idf = self.weighting.idf(df, self.rows, mean=self.mean_idf)
             if self.weighting.weights_below:
                 idf[linear] = 1
-            weighed *= idf
+        else:
+            idf = np.ones(len(terms))
+        weighed = weights * idf
         baseline = np.zeros(len(starts) - 1)
         if self.weighting.absent:
             totals = np.concatenate([[0.0], np.cumsum(np.where(linear, 0.0, weighed))])
