@@ -26,7 +26,7 @@ from reperio.extras import compiled
 from reperio.indexes.asked import Asked, Lists, first_at_least, fits, look_up, sound
 from reperio.indexes.heaps import add, clear, fill, push, raise_least, sort
 from reperio.indexes.lists import RANKS, WINDOW, Positions
-from reperio.indexes.rowwise import LANE, announce, fetch, mark, score, score_row, unmark
+from reperio.indexes.rowwise import AHEAD, LANE, announce, fetch, mark, score, score_row, unmark
 from reperio.indexes.termwise import pays, score_all
 from reperio.indexes.weighting import Formula
 from reperio.indexes.windows import (
@@ -53,9 +53,6 @@ _ROOM = 1024
 """Candidates kept before those that fell behind are taken out."""
 
 _DOWN = 1 - 2**-20
-
-_AHEAD = 4
-"""So many rows before it is scored a row is fetched."""
 
 _AT_ONCE = 4
 """So many times k rows, at most, are all scored and then sorted."""
@@ -279,8 +276,8 @@ def search(
         values = np.empty(count if at_once else 0, np.float32)
         announce(lists, relative, rows[:count])
         for i in range(count):
-            if i + _AHEAD < count:
-                fetch(lists, rows[i + _AHEAD])
+            if i + AHEAD < count:
+                fetch(lists, rows[i + AHEAD])
             row = rows[i]
             if not at_once and bounds[i] <= (np.float64(scores[0]) * _DOWN - base) * unit:
                 continue

@@ -17,10 +17,13 @@ from reperio.indexes.lists import Positions
 from reperio.indexes.prefetch import prefetch
 from reperio.indexes.weighting import Formula
 
-__all__ = ["LANE", "announce", "fetch", "mark", "score", "score_row", "unmark"]
+__all__ = ["AHEAD", "LANE", "announce", "fetch", "mark", "score", "score_row", "unmark"]
 
 LANE = 256
 """Places of a row that are looked at before those that matter are."""
+
+AHEAD = 4
+"""So many rows before it is scored a row is fetched."""
 
 _LEAP = 64
 """A row with so many times as many terms as the query is searched by halves, others are gone through."""
@@ -113,10 +116,17 @@ def score(
         first, last = asked.starts[i], asked.starts[i + 1]
         terms = (asked.slots[first:last], asked.weights[first:last], asked.linear[first:last])
         mark(wanted, terms[0])
+        count, here = 0, np.empty(rows.shape[1], np.int64)
         for j in range(rows.shape[1]):
-            row = rows[i, j]
-            if 0 <= row < len(lists.row_starts) - 1:
-                start, end = lists.row_starts[row], lists.row_starts[row + 1]
-                row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
-                out[i, j] = score_row(row_slots, row_values, terms, relative[row], formula, wanted, hits)
+            here[count] = j
+            count += int(0 <= rows[i, j] < len(lists.row_starts) - 1)
+        held = rows[i][here[:count]]
+        announce(lists, relative, held)
+        for j in range(count):
+            if j + AHEAD < count:
+                fetch(lists, held[j + AHEAD])
+            start, end = lists.row_starts[held[j]], lists.row_starts[held[j] + 1]
+            row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
+            value = score_row(row_slots, row_values, terms, relative[held[j]], formula, wanted, hits)
+            out[i, here[j]] = value
         unmark(wanted, terms[0])

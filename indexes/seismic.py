@@ -64,15 +64,16 @@ class _Sealed:
     engine: Any
 
     def search(self, queries: Sparse, k: int, *, cut: int, heap_factor: float) -> Neighbors:
-        """The k best live rows of each query, as Seismic sees them; scores are its own."""
+        """The k best live rows of each query, as Seismic sees them, in any order; scores are its own."""
         dead = len(self.keys) - int(np.count_nonzero(self.alive))
         asked = min(len(self.keys), k + dead * k // max(1, len(self.keys)) + (8 if dead else 0))
         while True:
             ids, scores = self._ask(queries, asked, cut=cut, heap_factor=heap_factor)
             held = ids >= 0
-            if dead:
-                held &= self.alive[ids]
-            if not dead or asked == len(self.keys) or ((held.sum(axis=1) >= k) | (ids[:, -1] < 0)).all():
+            if not dead:
+                return Neighbors(np.where(held, self.keys[ids], -1), scores)
+            held &= self.alive[ids]
+            if asked == len(self.keys) or ((held.sum(axis=1) >= k) | (ids[:, -1] < 0)).all():
                 break
             asked = min(len(self.keys), 4 * asked)
         ids = np.where(held, self.keys[ids], -1)
@@ -93,8 +94,8 @@ class _Sealed:
         for hits in found:
             if hits:
                 row = int(hits[0][0])
-                ids[row, : len(hits)] = [int(hit[2]) for hit in hits]
-                scores[row, : len(hits)] = [hit[1] for hit in hits]
+                _, own, found_here = zip(*hits, strict=True)
+                ids[row, : len(hits)], scores[row, : len(hits)] = np.array(found_here, dtype=np.int64), np.array(own)
         return ids, scores
 
 
