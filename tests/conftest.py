@@ -10,9 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
+
+from reperio.extras import load
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Test processes run side by side, and so do those that they start: threads that wait for each other's core only waste
+# it. FAISS also links a graph in an order that depends on its threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("REPERIO_DATA", ROOT.parent / "shared" / "data"))
@@ -29,6 +35,14 @@ def data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """As on a user's machine, where BLAS and FAISS share out what they do."""
+    load("faiss", extra="faiss")  # only libraries that are loaded are asked for more
+    with threadpool_limits(2):
+        yield
 
 
 @pytest.fixture(scope="session")

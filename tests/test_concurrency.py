@@ -164,6 +164,7 @@ def in_child(work: Callable[[], bool], *, within: int = 60) -> Callable[[], int]
     if pid == 0:
         status = 1
         try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a handler in Python waits for what hangs
             signal.alarm(within)
             status = 0 if work() else 2
         finally:
@@ -171,6 +172,7 @@ def in_child(work: Callable[[], bool], *, within: int = 60) -> Callable[[], int]
     return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
 def test_a_child_searches_what_its_parent_had_open(tmp_path: Path, factory: str) -> None:
     """FAISS's threads stay in the parent, SQLite's connection must: either would hang the child or harm the parent."""

@@ -13,7 +13,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 
@@ -31,15 +30,6 @@ EVERY = [(signal, spec) for signal, specs in KINDS.items() for spec in specs]
 ROWS = 120
 CODES = cycle([errno.ENOSPC, errno.EIO])
 """A full disk stays full; a broken one breaks once."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Generator[None]:
-    """FAISS links a graph in an order that depends on its threads."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 def filled(signal: str, spec: Spec) -> tuple[Index[Any], Callable[[Index[Any]], Neighbors]]:

@@ -22,10 +22,7 @@ PLAIN, RESEALED = 60, 40
 @pytest.mark.parametrize(
     ("attack", "names", "files"), [("plain", (*OWN, *NATIVE), PLAIN), ("resealed", OWN, RESEALED)], ids=str
 )
-def test_no_damaged_folder_crashes_hangs_or_answers_wrong(
-    attack: Attack, names: tuple[str, ...], files: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_no_damaged_folder_crashes_hangs_or_answers_wrong(attack: Attack, names: tuple[str, ...], files: int) -> None:
     tallies = campaign([Job(LOADERS, name, attack, 2026, 0, files) for name in names])
     assert {loader: tally.examples for (loader, _), tally in tallies.items() if tally.failures} == {}
     assert all(tally.files == files for tally in tallies.values())

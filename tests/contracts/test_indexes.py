@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-import faiss
 import numpy as np
 import pytest
 
@@ -15,15 +14,6 @@ from reperio.embeddings import Sparse
 from reperio.indexes import BM25Index, FaissIndex, FlatIndex
 from reperio.indexes.flat import Metric
 from reperio.testing.index import QUERIES, ROWS, IndexContract, clustered
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """FAISS links a graph in an order that depends on its threads; small work is quicker in one."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 class TestFlatIndex(IndexContract):

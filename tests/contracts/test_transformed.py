@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import faiss
 import pytest
 
 from reperio.indexes import FaissIndex, FlatIndex, TransformedIndex
 from reperio.indexes.transforms import Centre, Normalise, NormCoordinate, Truncate
 from reperio.testing.index import QUERIES, ROWS, IndexContract, clustered
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """FAISS links a graph in an order that depends on its threads."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 class TestExactlyBehind(IndexContract):

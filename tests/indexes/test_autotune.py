@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 
@@ -26,15 +24,6 @@ VECTORS = clustered(ROWS + 600, DIM)
 KEYS = np.arange(ROWS)
 TUNED_BY, QUERIES = VECTORS[ROWS : ROWS + 300], VECTORS[ROWS + 300 :]
 FACTORIES = ["HNSW16", "IVF64,Flat", "IVF64,PQ8x4fs,RFlat", "HNSW16,PQ8x4np,RFlat"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """FAISS links a graph in an order that depends on its threads; small work is quicker in one."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 def filled(factory: str, **arguments: Any) -> FaissIndex:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -21,15 +20,6 @@ ROWS = 2000
 VECTORS = clustered(ROWS + 50, 64)
 KEYS = np.arange(ROWS) * 2
 QUERIES = VECTORS[ROWS:]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """FAISS links a graph in an order that depends on its threads; small work is quicker in one."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 def filled(factory: str = "BFlat", **arguments: object) -> BinaryIndex:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import shutil
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -22,15 +21,6 @@ from reperio.indexes import FaissIndex, FlatIndex
 from reperio.indexes.factory import FactoryIndex
 from reperio.registry import build
 from reperio.testing.index import clustered
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """FAISS links a graph in an order that depends on its threads; small work is quicker in one."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

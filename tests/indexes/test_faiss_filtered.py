@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,15 +22,6 @@ KEYS = np.arange(ROWS)
 QUERIES = VECTORS[ROWS:]
 FACTORIES = ["Flat", "HNSW16", "IVF64,Flat", "IVF64,PQ8x4fs,RFlat", "SQ8", "PQ8x4fs,RFlat", "HNSW16,SQ8"]
 OPTIONS = {"HNSW16": {"efSearch": 48}, "IVF64,PQ8x4fs,RFlat": {"k_factor": 40}, "PQ8x4fs,RFlat": {"k_factor": 40}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """FAISS links a graph in an order that depends on its threads; small work is quicker in one."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

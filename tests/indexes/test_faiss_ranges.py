@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,15 +20,6 @@ VECTORS = clustered(ROWS + 6, 32)
 KEYS = np.arange(ROWS) * 3
 QUERIES = VECTORS[ROWS:]
 EVERYTHING = {"nprobe": 16, "efSearch": 800}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small work is quicker in one."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 def filled(factory: str, metric: str = "cosine") -> FaissIndex:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 
@@ -31,15 +30,6 @@ VECTORS = clustered(ROWS + 30, DIM)
 KEYS = np.arange(ROWS) * 2
 SAMPLE, QUERIES = VECTORS[:3000], VECTORS[ROWS:]
 BUDGET = {"IVF32,Flat": 3_500_000, "IVF32,SQ8": 2_500_000, "PCA16,IVF32,PQ8x4np": 2_300_000, "IVF32,RaBitQ": 2_400_000}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small work is quicker in one."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 def blocks(size: int = 700, rows: int = ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -198,8 +188,6 @@ def test_a_build_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     script = f"""
 import os, sys
 from pathlib import Path
-import faiss
-faiss.omp_set_num_threads(1)
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_shards
 count, at = 0, int(sys.argv[1])
