@@ -23,6 +23,23 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("REPERIO_DATA", ROOT.parent / "shared" / "data"))
 
+COMPILED = {
+    "postings": {"test_bm25", "test_bm25_model", "test_inverted", "test_sparse"},
+    "vectors of rows": {"test_multivector"},
+    "graphs": {"test_queryaware"},
+    "codes": {"test_quantized"},
+}
+"""What is compiled, and the modules that test it."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before the marks are read
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process compiles a thing, and keeps it for all: two that begin at once would both compile it."""
+    groups = {module: group for group, modules in COMPILED.items() for module in modules}
+    for item in items:
+        if (group := groups.get(item.path.stem)) is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture(scope="session")
 def data() -> Callable[[str], Path]:

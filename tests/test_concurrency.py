@@ -134,7 +134,7 @@ def test_filtered_searches_beside_a_writer_have_finite_scores(tmp_path: Path) ->
 
 def test_no_reader_ever_sees_half_a_commit(tmp_path: Path) -> None:
     """Threads of the writer, another process, and a child forked with an open collection, beside every change."""
-    path, seconds = tmp_path / "c", 4.0
+    path, seconds = tmp_path / "c", 2.0
     with Collection.open(path, signals=versions.signals()) as c:
         versions.commit(c, 0)
         reader = Collection.open(path, mode="r")

@@ -10,7 +10,7 @@ from reperio.testing.soak import Soak
 
 
 def test_a_collection_says_what_a_dictionary_says(tmp_path: Path) -> None:
-    report = Soak(tmp_path, seed=7).run(8)
+    report = Soak(tmp_path, seed=7).run(4)
     assert report.checks > 100
     assert report.operations["search"] > 0
 

@@ -59,9 +59,9 @@ class Machines:
 
 @pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs them all: two clusters at once are too much for two cores."""
+    """One process runs them all, and the page about them: two clusters at once are too much for two cores."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents or item.name.endswith("distributed.md]"):
             item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
