@@ -27,5 +27,13 @@ def _compile(_: Any, array: Any, place: Any) -> tuple[Any, Callable[..., Any]]:
     return _types.void(array, place), emit
 
 
-prefetch: Callable[[Any, Any], None] = load("numba.extending", extra="fast").intrinsic(_compile)
+def _nothing(array: Any, place: Any) -> None:
+    """Where numba is told not to compile (``NUMBA_DISABLE_JIT``)."""
+
+
+prefetch: Callable[[Any, Any], None] = (
+    _nothing
+    if load("numba", extra="fast").config.DISABLE_JIT
+    else load("numba.extending", extra="fast").intrinsic(_compile)
+)
 """Ask for the line of memory with ``array[place]``, in compiled code only; a place beyond the array does no harm."""

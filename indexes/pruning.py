@@ -2,9 +2,9 @@
 
 A search goes through the rows a window at a time. In a window each of the query's lists has a bound, its highest
 code; a window whose bounds do not sum to more than the k-th best score so far is passed over. In the others, codes
-are summed, in whole numbers so that the order does not matter. A sum bounds the row's score from above and, as it
-counts the terms too, from below; rows that may be among the k best are kept, and scored exactly in the end. A list
-that is much longer than all others together, and whose bound alone cannot make a row one of the best, is not
+are summed, in whole numbers so that the order does not matter. A sum bounds the row's score from above and, but
+for what is rounded, from below; rows that may be among the k best are kept, and scored exactly in the end. A list that
+is much longer than all others together, and whose bound alone cannot make a row one of the best, is not
 summed: its code is looked up for the rows that the others leave.
 
 Turtle and Flood: Query evaluation: strategies and optimizations. IPM 1995 (MaxScore). Ding and Suel: Faster top-k
@@ -32,6 +32,7 @@ from reperio.indexes.weighting import Formula
 from reperio.indexes.windows import (
     DENSE,
     GROUP,
+    RANGE,
     Terms,
     enter,
     least_sum,
@@ -46,9 +47,6 @@ from reperio.indexes.windows import (
 
 __all__ = ["Asked", "Lists", "clear", "fits", "look_up", "score", "search", "sort", "sound"]
 
-_RANGE = 2**30
-"""What the sum of a query's bounds is scaled to, in whole numbers."""
-
 _ROOM = 1024
 """Candidates kept before those that fell behind are taken out."""
 
@@ -59,10 +57,8 @@ _AT_ONCE = 4
 
 
 @compiled
-def _prepare(
-    lists: Lists, asked: Asked, first: int, last: int, rise: float, sums: NDArray[Any]
-) -> tuple[Terms, float, int]:
-    """The query's lists, the unit of bounds, and in how many low bits of a sum terms are counted."""
+def _prepare(lists: Lists, asked: Asked, first: int, last: int, rise: float) -> tuple[Terms, float, float]:
+    """The query's lists, the unit of bounds, and how far a sum may be above the impacts, rounded as they are."""
     size = last - first
     number, codes_from = np.full(size, -1, np.int64), np.empty(size, np.int64)
     places_from, sizes = np.empty(size, np.int64), np.empty(size, np.int64)
@@ -76,18 +72,16 @@ def _prepare(
         else:
             places_from[i] = lists.starts[slot] - lists.long_starts[before]
         most += asked.weights[first + i] * lists.scales[slot] * rise * 255
-    whole, bits = lists.codes.itemsize == 1, 0
-    while whole and 1 << bits <= size:
-        bits += 1
-    unit = _RANGE / (most * (1 << bits)) if whole and most > 0 else 1.0
-    steps, lifts = np.empty(size, sums.dtype), np.empty(size)
+    whole = lists.codes.itemsize == 1
+    unit = (RANGE - 2 * size) / most if whole and most > 0 else 1.0
+    lifts, loose = np.empty(size), 0.0
     for i in range(size):
         weight = asked.weights[first + i] * lists.scales[asked.slots[first + i]] * rise * unit
-        lifts[i] = np.ceil(weight) if whole else weight * (1 + (size + 2) * 2.0**-23)
-        steps[i] = lifts[i] * (1 << bits)
+        lifts[i] = weight if whole else weight * (1 + (size + 2) * 2.0**-23)
+        loose += lifts[i] + 2 if whole else 0.0
     begin, end = np.zeros(size, np.int64), np.zeros(size, np.int64)
     bound, looked_up = np.zeros(size), np.zeros(size, np.bool_)
-    return Terms(steps, lifts, number, codes_from, places_from, sizes, begin, end, bound, looked_up), unit, bits
+    return Terms(lifts, number, codes_from, places_from, sizes, begin, end, bound, looked_up), unit, loose
 
 
 @compiled
@@ -115,11 +109,8 @@ def _floor(lists: Lists, asked: Asked, terms: Terms, first: int, fall: float, k:
 
 
 @compiled
-def _look_up(
-    lists: Lists, terms: Terms, row: Any, low: int, bound: float, rest: float, threshold: float
-) -> tuple[float, int]:
-    """The row's bound with the lists set aside, and in how many of them it is; -1 once it cannot pass."""
-    more = 0
+def _look_up(lists: Lists, terms: Terms, row: Any, low: int, bound: float, rest: float, threshold: float) -> float:
+    """The row's bound with the lists set aside; -1 once it cannot pass."""
     for i in range(len(terms.sizes)):
         if not terms.looked_up[i]:
             continue
@@ -133,10 +124,9 @@ def _look_up(
             found = place < last and lists.short_positions[place] == row
         if found:
             bound += terms.lifts[i] * lists.codes[place - terms.places_from[i] + terms.codes_from[i]]
-            more += 1
         if bound + rest <= threshold:
-            return -1.0, 0
-    return bound, more
+            return -1.0
+    return bound
 
 
 @compiled
@@ -155,22 +145,21 @@ def _candidates(
     terms: Terms,
     usable: NDArray[np.bool_],
     all_usable: bool,
-    scale: tuple[int, float],
+    scale: tuple[float, float],
     lowest: NDArray[np.float64],
     threshold: float,
     sums: NDArray[Any],
 ) -> tuple[Positions, NDArray[np.float64], int]:
     """Rows whose bound is above the k-th best score, with their bounds, and how many they are.
 
-    ``scale`` is the bits that count terms, and how far impacts may be below their bounds for other reasons than
-    rounding; ``lowest`` a heap of scores that k rows reach.
+    ``scale`` is how far impacts may be below their bounds, as a factor and, by rounding, as a difference; ``lowest``
+    a heap of scores that k rows reach.
     """
-    bits, slack = scale
+    slack, loose = scale
     touched, k = np.empty(WINDOW, np.uint16), len(lowest)
     highest, room = np.empty(WINDOW // GROUP, sums.dtype), np.empty(WINDOW // GROUP)
     primed = lowest[0] > 0
     rows, bounds, kept = np.empty(_ROOM, np.int64), np.empty(_ROOM), 0
-    whole, coarsest = lists.codes.itemsize == 1, terms.lifts.max() + 255
     windows = (len(usable) + WINDOW - 1) // WINDOW
     for window in range(windows):
         total, size = enter(lists, terms, window)
@@ -179,6 +168,9 @@ def _candidates(
         low = window * WINDOW
         rest, size = set_aside(terms, size, threshold)
         scanned = size * DENSE >= WINDOW
+        last = (
+            scanned and window == windows - 1 and k <= len(highest)
+        )  # the k-th best is nearly known, and of no more use
         if scanned:
             sum_all(lists, terms, low, sums)
             take_highest(sums, highest)
@@ -187,9 +179,9 @@ def _candidates(
                 if not all_usable:
                     leave_out(sums, usable[low : low + WINDOW])
                     take_highest(sums, highest)
-                reached = prime(highest, k, (bits, slack, coarsest if whole else 0.0), room)
+                reached = prime(highest, k, scale, room)
                 threshold = max(threshold, reached)
-            count = list_above(sums, highest, least_sum(threshold - rest, bits, sums), touched)
+            count = list_above(sums, highest, least_sum(threshold - rest, sums), touched)
         else:
             count = sum_listing(lists, terms, low, sums, touched)
         for j in range(count):
@@ -197,24 +189,22 @@ def _candidates(
             value = sums[place]
             if not scanned:
                 sums[place] = 0
-            bound = float(np.int64(value) >> bits) if whole else float(value)
+            bound = float(value)
             row = low + np.int64(place)
             if bound + rest <= threshold or not usable[row]:
                 continue
-            held = np.int64(value) & ((1 << bits) - 1)
             if rest > 0:
-                bound, more = _look_up(lists, terms, row, low, bound, rest, threshold)
+                bound = _look_up(lists, terms, row, low, bound, rest, threshold)
                 if bound <= threshold:
                     continue
-                held += more
             if kept == len(rows):
                 kept = _keep_above(rows, bounds, kept, threshold)
                 if 2 * kept > len(rows):
                     rows, bounds = np.append(rows, rows), np.append(bounds, bounds)
             rows[kept], bounds[kept] = row, bound
             kept += 1
-            reached = ((bound - held * coarsest) if whole else bound) * slack
-            if reached > lowest[0] and not (scanned and window == windows - 1):
+            reached = (bound - loose) * slack
+            if reached > lowest[0] and not last:
                 raise_least(lowest, reached)
                 threshold = max(threshold, float(lowest[0]))
         if scanned:
@@ -243,7 +233,7 @@ def search(
     best
         Scores with baseline and keys, ``(q, k)`` each; a heap a row, the worst in front.
     scratch
-        Zeros: ``(WINDOW,)`` of int32 for codes in bytes, else float32; and one for each slot at least.
+        Zeros: ``(WINDOW,)`` of uint16 for codes in bytes, else float32; and one for each slot at least.
     """
     sums, wanted = scratch
     rise, fall, all_usable = drift
@@ -256,7 +246,7 @@ def search(
             continue
         held = (asked.slots[first:last], asked.weights[first:last], asked.linear[first:last])
         scores, keys, base = best[0][query], best[1][query], asked.baseline[query]
-        terms, unit, bits = _prepare(lists, asked, first, last, rise, sums)
+        terms, unit, loose = _prepare(lists, asked, first, last, rise)
         for i in range(k):
             lowest[i] = (np.float64(scores[i]) * _DOWN - base) * unit
         threshold = max(0.0, float(lowest[0]))
@@ -265,15 +255,15 @@ def search(
         slack = fall / rise * _DOWN
         if lists.codes.itemsize > 1:  # sums of float32 are rounded
             slack *= max(0.0, 1 - (last - first + 2) * 2.0**-22)
-        scale = (bits, slack)
+        scale = (slack, loose)
         rows, bounds, count = _candidates(lists, terms, usable, all_usable, scale, lowest, threshold, sums)
         if pays(lists, terms, count):
             totals = score_all(lists, relative, formula, held, terms, rows[:count], numbers)
             add(scores, keys, (totals + base).astype(np.float32), rows[:count], lists.ids)
             continue
-        mark(wanted, held[0])
         at_once = scores[k - 1] == -np.inf and count <= _AT_ONCE * k  # nothing there: a heap is made of all
         values = np.empty(count if at_once else 0, np.float32)
+        mark(wanted, held[0])  # from here on nothing may fail: the marks would stay
         announce(lists, relative, rows[:count])
         for i in range(count):
             if i + AHEAD < count:

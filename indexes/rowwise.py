@@ -115,13 +115,13 @@ def score(
     for i in range(len(asked.starts) - 1):
         first, last = asked.starts[i], asked.starts[i + 1]
         terms = (asked.slots[first:last], asked.weights[first:last], asked.linear[first:last])
-        mark(wanted, terms[0])
         count, here = 0, np.empty(rows.shape[1], np.int64)
         for j in range(rows.shape[1]):
             here[count] = j
             count += int(0 <= rows[i, j] < len(lists.row_starts) - 1)
         held = rows[i][here[:count]]
         announce(lists, relative, held)
+        mark(wanted, terms[0])  # from here on nothing may fail: the marks would stay
         for j in range(count):
             if j + AHEAD < count:
                 fetch(lists, held[j + AHEAD])

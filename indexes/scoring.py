@@ -35,7 +35,7 @@ _TO_EACH = 16
 """Queries that make another thread worth starting."""
 
 _MOST_TERMS = 2047
-"""Terms of a query beyond which a sum of bounds, each rounded up, may not fit 32 bits; such a query goes by term."""
+"""Terms of a query beyond which rounding takes too much of a sum's 16 bits; such a query goes by term."""
 
 MOST = 2**24
 """Highest weight: above it, float32 no longer tells whole numbers apart."""
@@ -53,13 +53,14 @@ class _Scratch(threading.local):
     """Zeros that compiled code works in and leaves as zeros: to make them anew would cost more than a query."""
 
     def __init__(self) -> None:
-        self._held: dict[type[np.generic], NDArray[Any]] = {}
+        self._held: dict[tuple[str, type[np.generic]], NDArray[Any]] = {}
 
-    def zeros(self, size: int, dtype: type[np.generic]) -> NDArray[Any]:
-        """This thread's zeros, ``(size,)`` or more."""
-        if dtype not in self._held or len(self._held[dtype]) < size:
-            self._held[dtype] = np.zeros(size, dtype)
-        return self._held[dtype]
+    def zeros(self, name: str, size: int, dtype: type[np.generic]) -> NDArray[Any]:
+        """This thread's zeros of this name, ``(size,)`` or more."""
+        held = self._held.get((name, dtype))
+        if held is None or len(held) < size:
+            held = self._held[name, dtype] = np.zeros(size, dtype)
+        return held
 
 
 _SCRATCH = _Scratch()
@@ -247,6 +248,7 @@ class View:
         threads = min(_THREADS, len(queries) // _TO_EACH) if self.compiles else 1
         if threads <= 1:
             return self._best(queries, k, allowed)
+        _ = self.lists, self.relative  # made once, not by each thread
         edges = [len(queries) * i // threads for i in range(threads + 1)]
         parts = [queries.part(a, b) for a, b in pairwise(edges)]
         # Threads of this one call: a pool that outlives it would not survive a fork.
@@ -305,7 +307,7 @@ class View:
         self.code.clear(scores, keys)
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
-            sums = _SCRATCH.zeros(WINDOW, np.int32 if segment.codes.dtype == np.uint8 else np.float32)
+            sums = _SCRATCH.zeros("sums", WINDOW, np.uint16 if segment.codes.dtype == np.uint8 else np.float32)
             self.code.search(
                 self.lists[number],
                 self.relative[rows],
@@ -314,7 +316,7 @@ class View:
                 usable[rows],
                 (*segment.drift(self.average), everything),
                 (scores, keys),
-                (sums, _SCRATCH.zeros(len(segment.terms), np.uint16)),
+                (sums, _SCRATCH.zeros("terms", len(segment.terms), np.uint16)),
             )
         self.code.sort(scores, keys)
         return Neighbors(keys, scores)
@@ -375,7 +377,7 @@ class View:
         scores = np.zeros(places.shape)
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
-            asked, wanted = self._asked(queries, number), _SCRATCH.zeros(len(segment.terms), np.uint16)
+            asked, wanted = self._asked(queries, number), _SCRATCH.zeros("terms", len(segment.terms), np.uint16)
             self.code.score(self.lists[number], self.relative[rows], self.formula, asked, places - base, scores, wanted)
         return scores
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.extras import compiled
+from reperio.extras import compiled, load
 from reperio.indexes.asked import Lists
 from reperio.indexes.lists import WINDOW, Positions
 from reperio.indexes.prefetch import prefetch
@@ -18,13 +18,16 @@ from reperio.indexes.prefetch import prefetch
 __all__ = [
     "DENSE",
     "GROUP",
+    "RANGE",
     "Terms",
     "enter",
+    "given",
     "least_sum",
     "leave_out",
     "list_above",
     "prime",
     "set_aside",
+    "step",
     "sum_all",
     "sum_listing",
     "take_highest",
@@ -45,12 +48,19 @@ GROUP = 16
 _HALVINGS = 12
 """Of an interval, to come near the k-th of many values."""
 
+RANGE = 65535
+"""What a query's bounds sum to, in whole numbers of 16 bits: a window of sums stays in a core's nearest cache."""
+
+_FRACTION = 16
+"""Bits of a whole step behind the point."""
+
+_BELOW_ONE = (1 << _FRACTION) - 1
+
 
 class Terms(NamedTuple):
     """A query's lists while it goes through the windows; every array ``(t,)``."""
 
-    steps: NDArray[Any]  # what a code adds to a sum
-    lifts: NDArray[np.float64]  # the same, in the unit of bounds
+    lifts: NDArray[np.float64]  # what a code adds to a sum, and a little more where sums are rounded down
     number: Positions  # of the long list, else -1
     codes_from: Positions
     places_from: Positions
@@ -59,6 +69,33 @@ class Terms(NamedTuple):
     end: Positions
     bound: NDArray[np.float64]
     looked_up: NDArray[np.bool_]
+
+
+def step(lift: float, codes: NDArray[Any]) -> Any:
+    """What each code of a list adds, not below ``lift``, for `given`: a whole number with a fraction, or a float."""
+    return np.int64(np.ceil(lift * (1 << _FRACTION))) if codes.itemsize == 1 else np.float32(lift)
+
+
+def given(by: Any, code: Any) -> Any:
+    """What a code adds to a sum: rounded up, and so at least 1, where sums are whole."""
+    return (by * code + _BELOW_ONE) >> _FRACTION if isinstance(by, np.int64) else by * code
+
+
+def _compile_step(lift: Any, codes: Any) -> Any:
+    if codes.dtype.bitwidth == 8:
+        return lambda lift, codes: np.int64(np.ceil(lift * (1 << _FRACTION)))
+    return lambda lift, codes: np.float32(lift)
+
+
+def _compile_given(by: Any, code: Any) -> Any:
+    if by.bitwidth == 64:
+        return lambda by, code: (by * code + _BELOW_ONE) >> _FRACTION
+    return lambda by, code: by * code
+
+
+_overload = load("numba.extending", extra="fast").overload
+_overload(step, strict=False)(_compile_step)
+_overload(given, strict=False)(_compile_given)
 
 
 @compiled
@@ -107,22 +144,21 @@ def set_aside(terms: Terms, size: int, threshold: float) -> tuple[float, int]:
 
 @compiled
 def sum_all(lists: Lists, terms: Terms, low: int, sums: NDArray[Any]) -> None:
-    one = sums.dtype.type(lists.codes.itemsize == 1)
     for i in range(len(terms.sizes)):
         if i + 1 < len(terms.sizes):
             _announce(lists, terms, i + 1)
         if terms.looked_up[i] or terms.begin[i] == terms.end[i]:
             continue
-        step = terms.steps[i]
+        by = step(terms.lifts[i], lists.codes)
         codes = lists.codes[terms.codes_from[i] + terms.begin[i] : terms.codes_from[i] + terms.end[i]]
         if terms.number[i] >= 0:
             places = lists.long_places[terms.places_from[i] + terms.begin[i] : terms.places_from[i] + terms.end[i]]
             for j in range(len(codes)):
-                sums[places[j]] += step * codes[j] + one
+                sums[places[j]] += given(by, codes[j])
         else:
             rows = lists.short_positions[terms.places_from[i] + terms.begin[i] : terms.places_from[i] + terms.end[i]]
             for j in range(len(codes)):
-                sums[rows[j] - np.uint32(low)] += step * codes[j] + one
+                sums[rows[j] - np.uint32(low)] += given(by, codes[j])
 
 
 @compiled
@@ -142,12 +178,11 @@ def _announce(lists: Lists, terms: Terms, i: int) -> None:
 @compiled
 def sum_listing(lists: Lists, terms: Terms, low: int, sums: NDArray[Any], touched: NDArray[np.uint16]) -> int:
     """As `sum_all`, and list the places touched."""
-    one = sums.dtype.type(lists.codes.itemsize == 1)
     count = 0
     for i in range(len(terms.sizes)):
         if terms.looked_up[i]:
             continue
-        step, is_long = terms.steps[i], terms.number[i] >= 0
+        by, is_long = step(terms.lifts[i], lists.codes), terms.number[i] >= 0
         for j in range(terms.begin[i], terms.end[i]):
             place = (
                 np.uint64(lists.long_places[terms.places_from[i] + j])
@@ -157,13 +192,14 @@ def sum_listing(lists: Lists, terms: Terms, low: int, sums: NDArray[Any], touche
             if sums[place] == 0:
                 touched[count] = place
                 count += 1
-            sums[place] += step * lists.codes[terms.codes_from[i] + j] + one
+            sums[place] += given(by, lists.codes[terms.codes_from[i] + j])
     return count
 
 
 @compiled
-def least_sum(need: float, bits: int, sums: NDArray[Any]) -> Any:
-    return sums.dtype.type(max(need, 0.0) * (1 << bits))
+def least_sum(need: float, sums: NDArray[Any]) -> Any:
+    """What sums of rows that need so much are above."""
+    return sums.dtype.type(min(max(need, 0.0), RANGE))
 
 
 @compiled
@@ -179,14 +215,13 @@ def take_highest(sums: NDArray[Any], highest: NDArray[Any]) -> None:
 
 
 @compiled
-def prime(highest: NDArray[Any], k: int, scale: tuple[int, float, float], reached: NDArray[np.float64]) -> float:
+def prime(highest: NDArray[Any], k: int, scale: tuple[float, float], reached: NDArray[np.float64]) -> float:
     """About what the k-th highest group reaches, and not more; 0 if there are fewer."""
-    bits, slack, coarsest = scale
+    slack, loose = scale
     most = 0.0
     for i in range(len(highest)):
-        value = np.int64(highest[i])
-        reached[i] = float(value >> bits) - (value & ((1 << bits) - 1)) * coarsest if coarsest > 0 else highest[i]
-        most = max(most, reached[i])
+        reached[np.uint64(i)] = highest[np.uint64(i)] - loose
+        most = max(most, reached[np.uint64(i)])
     low, high = 0.0, most
     for _ in range(_HALVINGS):
         middle, count = 0.5 * (low + high), 0

@@ -289,8 +289,7 @@ def test_postings_beyond_the_31st_bit_are_found_where_they_are(way: str) -> None
     held, far = view.lists[0], 2**33
     moved = held._replace(starts=held.starts + far, long_starts=held.long_starts + far // 4)
     asked = view._asked(view.weigh(learned(1, seed=1, dim=50_000)), 0)
-    sums = np.zeros(lists.WINDOW, np.int32)
-    near, there = (pruning._prepare(part, asked, 0, len(asked.slots), 1.0, sums)[0] for part in (held, moved))
+    near, there = (pruning._prepare(part, asked, 0, len(asked.slots), 1.0)[0] for part in (held, moved))
     is_long = near.number >= 0
     assert 0 < is_long.sum() < len(is_long)
     np.testing.assert_array_equal(there.codes_from - near.codes_from, far)
@@ -302,7 +301,7 @@ def test_postings_beyond_the_31st_bit_are_found_where_they_are(way: str) -> None
 
 @pytest.mark.parametrize("terms", [2047, 2048, 2600])
 def test_a_query_of_thousands_of_terms_finds_the_row_that_holds_them_all(terms: int) -> None:
-    """A sum of so many bounds, each rounded up, does not fit 32 bits."""
+    """A sum of many more bounds, each rounded up, would not fit 16 bits."""
     rng = np.random.default_rng(0)
     columns = [np.arange(terms), *(np.sort(rng.choice(terms, terms // 3, replace=False)) for _ in range(129))]
     weights = [np.full(terms, 3.0), *(rng.uniform(0.5, 3, terms // 3) for _ in range(129))]
@@ -460,7 +459,7 @@ def test_term_by_term_a_row_scores_what_it_scores_by_itself(terms: int, way: str
     for query in range(20):
         asked = view._asked(view.weigh(learned(1, seed=query, terms=terms)), 0)
         held = (asked.slots, asked.weights, asked.linear)
-        entered = pruning._prepare(lists, asked, 0, len(asked.slots), 1.0, np.zeros(1, np.int32))[0]
+        entered = pruning._prepare(lists, asked, 0, len(asked.slots), 1.0)[0]
         windows.enter(lists, entered, 0)
         numbers = np.zeros(WINDOW, np.uint16)
         for count in (1, 50, 6000):
@@ -488,3 +487,14 @@ def test_a_small_index_that_changes_finds_what_a_fresh_one_finds() -> None:
             found, wanted = index.search(queries, k), fresh.search(queries, k)
             assert np.array_equal(found.ids, wanted.ids)
             assert np.array_equal(found.scores, wanted.scores)
+
+
+@given(st.floats(1e-6, 257.0), st.integers(1, 255))
+def test_what_a_posting_adds_is_its_bound_rounded_up(lift: float, code: int) -> None:
+    """And rounded by one at most, so that what is taken off for rounding is enough."""
+    from reperio.indexes import windows
+
+    codes = np.array([code], np.uint8)
+    added = windows.given(windows.step(lift, codes), np.int64(code))
+    assert max(1, lift * code) <= added <= lift * code + 1 + 2**-8
+    assert windows.given(windows.step(lift, codes.astype(np.float32)), np.float32(code)) == np.float32(lift) * code
