@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -52,6 +54,17 @@ def both(
     clock = in_turns({way: counted(way) for way in ways}, repeats=repeats)
     walls = {way: [seconds * 1e3 / per for seconds in clock[way]] for way in ways}
     return walls, {way: found[1:] for way, found in cores.items()}  # without the warm-up
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Everything on one core: threads beside each other cost more CPU time than one, where cores share caches."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def spread(times: list[float]) -> dict[str, float]:

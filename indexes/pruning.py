@@ -52,9 +52,6 @@ _ROOM = 1024
 
 _DOWN = 1 - 2**-20
 
-_AT_ONCE = 4
-"""So many times k rows, at most, are all scored and then sorted."""
-
 
 @compiled
 def _prepare(lists: Lists, asked: Asked, first: int, last: int, rise: float) -> tuple[Terms, float, float]:
@@ -213,6 +210,45 @@ def _candidates(
 
 
 @compiled
+def _score_rows(
+    lists: Lists,
+    relative: NDArray[np.float64],
+    formula: Formula,
+    asked: tuple[Positions, NDArray[np.float64], NDArray[np.bool_]],
+    found: tuple[Positions, NDArray[np.float64]],
+    measure: tuple[float, float],
+    best: tuple[NDArray[np.float32], Ids],
+    wanted: NDArray[np.uint16],
+) -> None:
+    """Put rows into the heap, those with the highest bounds first, until no other can be among the best.
+
+    ``measure`` is the baseline, and how many of the bounds' units a score has.
+    """
+    (rows, bounds), (base, unit), (scores, keys) = found, measure, best
+    order, hits = np.argsort(-bounds), np.empty(LANE, np.int64)
+    rows, bounds = rows[order], bounds[order]
+    first = min(len(rows), len(scores)) if scores[-1] == -np.inf else 0  # of an empty heap, which is made of them
+    values = np.empty(first, np.float32)
+    mark(wanted, asked[0])  # from here on nothing may fail: the marks would stay
+    announce(lists, relative, rows)
+    for i in range(len(rows)):
+        if i + AHEAD < len(rows):
+            fetch(lists, rows[i + AHEAD])
+        if i >= first and bounds[i] <= (np.float64(scores[0]) * _DOWN - base) * unit:
+            break
+        start, end = lists.row_starts[rows[i]], lists.row_starts[rows[i] + 1]
+        row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
+        value = base + score_row(row_slots, row_values, asked, relative[rows[i]], formula, wanted, hits)
+        if i >= first:
+            push(scores, keys, np.float32(value), lists.ids[rows[i]])
+            continue
+        values[i] = value
+        if i + 1 == first:
+            fill(scores, keys, values, rows[:first], lists.ids)
+    unmark(wanted, asked[0])
+
+
+@compiled
 def search(
     lists: Lists,
     relative: NDArray[np.float64],
@@ -238,7 +274,7 @@ def search(
     sums, wanted = scratch
     rise, fall, all_usable = drift
     k = best[0].shape[1]
-    lowest, hits = np.empty(k), np.empty(LANE, np.int64)
+    lowest = np.empty(k)
     numbers = np.zeros(WINDOW, np.uint16)
     for query in range(len(asked.starts) - 1):
         first, last = asked.starts[query], asked.starts[query + 1]
@@ -261,23 +297,5 @@ def search(
             totals = score_all(lists, relative, formula, held, terms, rows[:count], numbers)
             add(scores, keys, (totals + base).astype(np.float32), rows[:count], lists.ids)
             continue
-        at_once = scores[k - 1] == -np.inf and count <= _AT_ONCE * k  # nothing there: a heap is made of all
-        values = np.empty(count if at_once else 0, np.float32)
-        mark(wanted, held[0])  # from here on nothing may fail: the marks would stay
-        announce(lists, relative, rows[:count])
-        for i in range(count):
-            if i + AHEAD < count:
-                fetch(lists, rows[i + AHEAD])
-            row = rows[i]
-            if not at_once and bounds[i] <= (np.float64(scores[0]) * _DOWN - base) * unit:
-                continue
-            start, end = lists.row_starts[row], lists.row_starts[row + 1]
-            row_slots, row_values = lists.row_slots[start:end], lists.row_values[start:end]
-            value = score_row(row_slots, row_values, held, relative[row], formula, wanted, hits)
-            if at_once:
-                values[i] = np.float32(value + base)
-            else:
-                push(scores, keys, np.float32(value + base), lists.ids[row])
-        if at_once:
-            fill(scores, keys, values, rows, lists.ids)
-        unmark(wanted, held[0])
+        drop = (np.float64(base), unit)
+        _score_rows(lists, relative, formula, held, (rows[:count], bounds[:count]), drop, (scores, keys), wanted)

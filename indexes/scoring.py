@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "View"]
 
-_THREADS = os.cpu_count() or 1
-
 _TO_EACH = 16
 """Queries that make another thread worth starting."""
 
@@ -245,7 +243,7 @@ class View:
 
         ``allowed`` are places of live rows to choose from.
         """
-        threads = min(_THREADS, len(queries) // _TO_EACH) if self.compiles else 1
+        threads = min(_cores(), len(queries) // _TO_EACH) if self.compiles and len(queries) >= 2 * _TO_EACH else 1
         if threads <= 1:
             return self._best(queries, k, allowed)
         _ = self.lists, self.relative  # made once, not by each thread
@@ -410,6 +408,11 @@ class View:
         relative = np.full(len(present), self.relative[place])
         factors[present] += self.weighting.impacts(values[present], relative, query.terms[present])
         return values, factors
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _longest(queries: Weighed) -> int:
