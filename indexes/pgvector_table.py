@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Ids, IdSet
 from reperio.errors import ConfigurationError, CorruptArtifact, ReperioError, StaleResult, UnsupportedOperation
 from reperio.extras import load
@@ -280,12 +280,10 @@ class PostgresTable(ABC):
         ServerUnavailable
         """
         meta = read_folder(path, cls._kind)
-        try:
+        with loading(path, cls.__name__):
             index = cls(**arguments(meta))
             saved = json.loads((path / _FILE).read_text(encoding="utf-8"))
             index._name, before = saved["table"], saved["state"] and State(**saved["state"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no {cls.__name__}: {error}.", "Rebuild it.") from error
         index._kept = True
         if before is not None:
             index._verify(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -10,8 +11,10 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import IO
 
 from reperio.artifacts import disk_errors
+from reperio.errors import StorageError
 
 __all__ = ["quiet"]
 
@@ -20,47 +23,81 @@ _UNPRINTED = re.compile(r"failed printing to stdout.*\(os error (\d+)\)")
 _ONE = threading.Lock()
 """A process has one standard output."""
 
+_BEFORE: int | None = None
+"""Standard output itself, while it is led elsewhere."""
+
 
 @contextmanager
 def quiet(told: re.Pattern[bytes]) -> Generator[None]:
     """Take lines that ``told`` matches, whole, out of what compiled code writes to standard output.
 
     The rest, such as what other threads print meanwhile, is passed on in the end; everything is, if an error is
-    raised. Standard error is left alone.
+    raised. Standard error is left alone. A process forked meanwhile has its standard output back at once; a program
+    started meanwhile, whose output nobody took, has not: what it writes after the end is lost.
 
     Raises
     ------
     StorageError
-        If there is no room on disk for what is printed.
+        If there is no room on disk for what is printed, or no folder to keep it in.
     """
+    global _BEFORE
     lines = re.compile(rb"^(?:%b)(?:\r?\n|\Z)" % told.pattern, re.MULTILINE)
-    with _ONE:
+    with _ONE, _temporary() as kept:
         _flush()
-        try:
-            before = os.dup(1)
-        except OSError:  # closed: nothing to keep clean
+        before, folder, failed = _standard_output(), Path(tempfile.gettempdir()), True
+        if before is None:  # nothing to keep clean
             yield
             return
-        with tempfile.TemporaryFile() as kept:
+        _BEFORE = before
+        try:
             os.dup2(kept.fileno(), 1)
-            failed = True
-            try:
-                yield
-                failed = False
-            except BaseException as error:  # of Rust, where what it prints finds no room: no Exception even
-                code = _UNPRINTED.search(str(error))
-                if code is None:
-                    raise
-                with disk_errors(Path(tempfile.gettempdir())):
-                    raise OSError(int(code[1]), "what a library prints") from error
-            finally:
+            yield
+            with disk_errors(folder):
                 _flush()
-                os.dup2(before, 1)
-                os.close(before)
-                kept.seek(0)
-                written = kept.read()
-                with suppress(OSError) if failed else nullcontext():  # that error goes before one of printing
-                    _pass_on(written if failed else lines.sub(b"", written))
+            failed = False
+        except BaseException as error:  # of Rust, where what it prints finds no room: no Exception even
+            code = _UNPRINTED.search(str(error))
+            if code is None:
+                raise
+            with disk_errors(folder):
+                raise OSError(int(code[1]), "what a library prints") from error
+        finally:
+            try:
+                if failed:
+                    with suppress(Exception):  # that error goes before one of printing
+                        _flush()
+            finally:
+                _restore(before)
+            kept.seek(0)
+            written = kept.read()
+            with suppress(OSError) if failed else nullcontext():
+                _pass_on(written if failed else lines.sub(b"", written))
+
+
+def _temporary() -> IO[bytes]:
+    try:
+        with disk_errors(Path(tempfile.gettempdir())):
+            return tempfile.TemporaryFile()
+    except FileNotFoundError as error:
+        raise StorageError(f"What a library prints cannot be kept: {error}.", "Set TMPDIR to a folder.") from error
+
+
+def _standard_output() -> int | None:
+    """Another descriptor of it; None if it is closed."""
+    try:
+        with disk_errors(Path("standard output")):
+            return os.dup(1)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            return None
+        raise
+
+
+def _restore(before: int) -> None:
+    global _BEFORE
+    os.dup2(before, 1)
+    _BEFORE = None
+    os.close(before)
 
 
 def _pass_on(lines: bytes) -> None:
@@ -69,6 +106,20 @@ def _pass_on(lines: bytes) -> None:
 
 
 def _flush() -> None:
-    stream = sys.stdout
-    if stream is not None and not stream.closed:  # there is none in a program without a console
-        stream.flush()
+    stream = sys.stdout  # none in a program without a console, or the program's own, which may be able to do little
+    flush = getattr(stream, "flush", None)
+    if flush is not None and not getattr(stream, "closed", False):
+        flush()
+
+
+def _after_fork() -> None:
+    """The thread that would put standard output back, and let go of the lock, is not in the child."""
+    global _ONE, _BEFORE
+    _ONE = threading.Lock()
+    if _BEFORE is not None:
+        os.dup2(_BEFORE, 1)
+        _BEFORE = None  # and left open, for a thread that forks in the midst of it and goes on to its end
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from reperio.artifacts import new_folder, read_folder
+from reperio.artifacts import loading, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense, take, to_bytes
 from reperio.errors import ConfigurationError, CorruptArtifact, NotFound, ShapeError
 from reperio.indexes.abandoned import drop_when_gone
@@ -374,15 +374,13 @@ class ServedIndex(ABC):
         NewerFormat, ServerUnavailable
         """
         read_folder(path, cls.kind)
-        try:
+        with loading(path, cls.__name__):
             saved = json.loads((path / _FILE).read_text(encoding="utf-8"))
             arguments: dict[str, Any] = dict(saved["spec"])
             del arguments["type"]
             index = cls(**arguments)
             index._name, index._token, index._saves = saved["name"], saved["token"], saved["saves"]
             made = bool(saved["made"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CorruptArtifact(f"{path} is no {cls.__name__}: {error}.", "Rebuild it.") from error
         index._known = True
         if index._there() or made:
             index._verify()

@@ -34,6 +34,14 @@ MANIFEST = "manifest.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _BROKEN = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE}
+_UNOPENED = {
+    errno.EMFILE: "Have the program close files, or allow it more (ulimit -n).",
+    errno.ENFILE: "Close other programs: the system has no more files to give.",
+    errno.ENOMEM: "Free some memory.",
+    errno.EACCES: "Let this user read it.",
+    errno.EPERM: "Let this user read it.",
+}
+"""What says nothing of the file itself."""
 
 
 @contextmanager
@@ -44,7 +52,7 @@ def disk_errors(where: Path) -> Generator[None]:
     except StorageError:
         raise
     except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(f"{where} is in the way of a folder: {error.strerror}.", "Choose another path.") from error
+        raise _in_the_way(where, error) from error
     except OSError as error:
         # numpy reports a short write without an error number.
         if error.errno in _FULL or (error.errno is None and "written" in str(error)):
@@ -53,6 +61,10 @@ def disk_errors(where: Path) -> Generator[None]:
             raise _read_only(where) from error
         if error.errno in _BROKEN:
             raise _broken(where, error.strerror or "no reason given") from error
+        if error.errno in _UNOPENED:
+            raise _unopened(error.filename or where, error.errno) from error
+        if error.errno == errno.ENOTEMPTY:  # another writer's folder, which came first
+            raise _in_the_way(where, error) from error
         raise
     except sqlite3.OperationalError as error:
         text, name = str(error).lower(), getattr(error, "sqlite_errorname", "")
@@ -74,6 +86,10 @@ def disk_errors(where: Path) -> Generator[None]:
         raise CorruptArtifact(f"{where} is not a readable database: {error}.", "Restore it from a backup.") from error
 
 
+def _in_the_way(where: Path, error: OSError) -> StorageError:
+    return StorageError(f"{where} is in the way of a folder: {error.strerror}.", "Choose another path.")
+
+
 def _full(where: Path, detail: str = "") -> DiskFull:
     fix = "Free some space and run it again: what was acknowledged before is intact."
     return DiskFull(f"No room left to write {where}{detail}.", fix)
@@ -86,6 +102,10 @@ def _read_only(where: Path) -> ReadOnly:
 def _broken(where: Path, detail: str) -> StorageError:
     fix = "Check the disk and run it again: what was acknowledged before is as it was."
     return StorageError(f"The disk failed at {where}: {detail}.", fix)
+
+
+def _unopened(where: object, code: int) -> StorageError:
+    return StorageError(f"{where} cannot be opened: {os.strerror(code)}.", _UNOPENED[code])
 
 
 def sync(path: Path) -> None:
@@ -293,12 +313,16 @@ def read_folder(path: Path, kind: str, *, checksums: bool = True) -> dict[str, A
 
 @contextmanager
 def loading(path: Path, kind: str) -> Generator[None]:
-    """Say of whatever a damaged folder leads to that it is damaged."""
+    """Say of whatever a damaged folder leads to that it is damaged; not of a program that may open no more files."""
     try:
         yield
     except (StorageError, NotFound):
         raise
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        told = str(error)  # libraries tell the system's reason in words only
+        code = next((c for c in _UNOPENED if c == getattr(error, "errno", None) or os.strerror(c) in told), None)
+        if code is not None:
+            raise _unopened(getattr(error, "filename", None) or path, code) from error
         raise CorruptArtifact(f"{path} is no {kind}: {error!s:.300}", "Rebuild it.") from error
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from reperio.artifacts import loading
 from reperio.embeddings import Ids, IdSet
-from reperio.errors import CorruptArtifact, NotFound, ServerUnavailable, StorageError
+from reperio.errors import CorruptArtifact, NewerFormat, NotFound, StorageError
 from reperio.generations import Current, Generations, Stamp
 from reperio.protocols import Index, Served, Spec, Trainable
 from reperio.registry import build, resolve
@@ -30,6 +30,9 @@ Still: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 CHUNK = 4096
 """Rows read from the store at a time while an index replays: the bound on its memory beside the index itself."""
+
+_LOST = (CorruptArtifact, NewerFormat, NotFound)
+"""Of a checkpoint that does not serve any more; whatever else keeps it from being read is told, and nothing rebuilt."""
 
 
 class SnapshotTooOld(Exception):
@@ -213,6 +216,8 @@ class DerivedIndex:
             If a writer has checkpointed since the store's snapshot was taken.
         ServerUnavailable
             If the index is on a server that does not answer: nothing is rebuilt elsewhere.
+        StorageError
+            If a checkpoint cannot be read, and is not damaged: no more files may be opened, or this user may not.
         """
         if self._stale():
             self._load()
@@ -228,12 +233,12 @@ class DerivedIndex:
             if current.generation is not None:
                 try:
                     loaded = self._open(current.generation, current.spec)
-                except (ServerUnavailable, SnapshotTooOld):  # what CURRENT names is still to be loaded
-                    self._stamp = None
-                    raise
-                except (OSError, NotFound):  # damaged, newer, or removed while it was being read
+                except _LOST:  # or removed while it was being read
                     if self._stamp != self._generations.stamp():
                         continue
+                except BaseException:  # what CURRENT names is still to be loaded
+                    self._stamp = None
+                    raise
                 else:
                     self._evict(loaded)
                     self._use(loaded)
@@ -269,9 +274,9 @@ class DerivedIndex:
                 beside.saved = -1  # to be saved without them
 
     def _open(self, name: str, spec: Spec) -> Beside:
-        meta = self._generations.meta(name, checksums=True)
         where = self.folder / name
         with loading(where, "generation"):
+            meta = self._generations.meta(name, checksums=True)
             if meta["store"] != self._log.uuid or meta["fingerprint"] != self._fingerprint:
                 raise CorruptArtifact(f"{where} was made for another collection.", "Rebuild it.")
             if meta["seq"] > self._log.seq and self._ahead_of_all != self._stamp:
@@ -392,9 +397,7 @@ class DerivedIndex:
         spec = self._generations.meta(name)["spec"]
         try:
             found = self._open(name, spec)
-        except ServerUnavailable:
-            raise
-        except (OSError, NotFound):  # damaged, or from before a purge: built anew
+        except _LOST:  # or from before a purge: built anew
             return Beside(build(spec), spec, keeps=True)
         self._evict(found)
         return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reperio import artifacts
-from reperio.artifacts import disk_errors, new_folder, read_folder, replace_text, when_filled
+from reperio.artifacts import disk_errors, loading, new_folder, read_folder, replace_text, when_filled
 from reperio.errors import CorruptArtifact, DiskFull, NewerFormat, NotFound, ReadOnly, StorageError
 
 
@@ -83,6 +83,17 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="exists already"):
         write(tmp_path / "x", "other")
     assert (tmp_path / "x" / "data.txt").read_text() == "hello"
+
+
+def test_of_two_writers_the_slower_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    def slow() -> None:
+        with new_folder(tmp_path / "x", "thing", {}):
+            write(tmp_path / "x")
+
+    with pytest.raises(StorageError, match="x is in the way of a folder"):
+        slow()
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert read_folder(tmp_path / "x", "thing") == {"a": 1}
 
 
 def damage(path: Path, kind: str) -> None:
@@ -200,6 +211,8 @@ def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (OSError(errno.ENOSPC, "full"), DiskFull),
         (OSError(errno.EROFS, "read-only"), ReadOnly),
         (OSError(errno.EIO, "broken"), StorageError),
+        (OSError(errno.EMFILE, "too many"), StorageError),
+        (OSError(errno.ENOTEMPTY, "not empty"), StorageError),
         (OSError(errno.ECHILD, "strange"), ChildProcessError),
         (sqlite3.OperationalError("database or disk is full"), DiskFull),
         (sqlite3.OperationalError("attempt to write a readonly database"), ReadOnly),
@@ -212,3 +225,19 @@ def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_refusals_of_the_disk_say_what_to_do(tmp_path: Path, raised: Exception, wanted: type[Exception]) -> None:
     with pytest.raises(wanted), disk_errors(tmp_path):
         raise raised
+
+
+@pytest.mark.parametrize(
+    ("raised", "damaged"),
+    [
+        *((OSError(code, "no"), False) for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)),
+        (RuntimeError(f"could not open x for reading: {os.strerror(errno.EMFILE)}"), False),  # as FAISS says it
+        (OSError(errno.EIO, "broken"), True),
+        (OSError("half a file"), True),
+        (FileNotFoundError(errno.ENOENT, "gone"), True),
+    ],
+)
+def test_what_cannot_be_opened_is_not_called_damaged(tmp_path: Path, raised: Exception, damaged: bool) -> None:
+    with pytest.raises(StorageError) as told, loading(tmp_path, "thing"):
+        raise raised
+    assert isinstance(told.value, CorruptArtifact) == damaged

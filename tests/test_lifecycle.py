@@ -18,7 +18,7 @@ from reperio import Collection, Document, Field, Signal, artifacts, lexical, mem
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.given import GivenVectors
 from reperio.encoders.hashing import HashEncoder
-from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, MissingDependency, NotFound
+from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, MissingDependency, NotFound, StorageError
 from reperio.generations import Generations
 from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
@@ -29,6 +29,7 @@ from reperio.indexes.quantized import QuantizedIndex
 from reperio.indexes.transformed import TransformedIndex
 from reperio.indexes.transforms import Centre, NormCoordinate
 from reperio.protocols import Index
+from reperio.testing.faults import open_limit
 from reperio.testing.index import clustered
 
 
@@ -211,6 +212,33 @@ def test_a_reader_does_not_read_a_later_checkpoint_of_the_index_that_it_has(
             assert reader.search("walrus 2", 1, signals=["dense"]).ids == ["w2"]
             assert opened == [2]
             assert reader.stats().signals["dense"]["index"]["metric"] == "ip"
+
+
+def test_an_index_that_cannot_be_opened_for_lack_of_files_is_not_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(20))
+    built, add = [0], FlatIndex.add
+
+    def counted(index: FlatIndex, ids: Any, rows: Any, /) -> None:
+        built[0] += 1
+        add(index, ids, rows)
+
+    monkeypatch.setattr(FlatIndex, "add", counted)
+    told = list[str]()
+    with Collection.open(tmp_path / "c", mode="r") as c:
+        while not told or told[-1]:
+            with open_limit(len(told)):
+                try:
+                    found = c.search("note 3 on lists", 1, signals=["dense"])
+                    told.append("")
+                except StorageError as error:
+                    told.append(str(error))
+        assert found.ids == ["d3"]
+    assert len(told) > 1
+    assert all("Too many open files" in text for text in told[:-1])
+    assert built == [0]
 
 
 def test_a_reader_whose_snapshot_is_older_than_a_checkpoint_takes_another_and_rebuilds_nothing(

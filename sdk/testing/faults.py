@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-__all__ = ["RefusingDisk", "file_limit", "leftovers", "small_disk"]
+__all__ = ["RefusingDisk", "file_limit", "leftovers", "open_limit", "small_disk"]
 
 
 class RefusingDisk:
@@ -138,6 +138,19 @@ def file_limit(size: int) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def open_limit(spare: int) -> Generator[None]:
+    """This process may open only so many files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)  # the next that there is
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextmanager
