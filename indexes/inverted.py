@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self, get_args
 
@@ -164,6 +165,17 @@ class InvertedIndex:
             if found:
                 self._view = self._current(kept, self._view.dim)
         return found
+
+    @contextmanager
+    def all_or_nothing(self) -> Generator[None]:
+        """Have the rows as they were before, if what is done inside fails; no other thread may change them."""
+        before = self._view
+        try:
+            yield
+        except BaseException:
+            with self._writing:
+                self._view = before
+            raise
 
     def compact(self) -> None:
         """Put all rows into one segment, without those that were removed."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from reperio.artifacts import loading, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, Sparse, take
-from reperio.errors import ConfigurationError
+from reperio.errors import ConfigurationError, StorageError
 from reperio.extras import load
 from reperio.indexes.inverted import InvertedIndex, TermScore
 from reperio.indexes.postings import Precision
@@ -198,25 +198,35 @@ class SeismicIndex:
         return np.setdiff1d(self.exact.ids, np.concatenate(taken)) if taken else self.exact.ids
 
     def add(self, ids: Ids, embeddings: Sparse, /) -> None:
-        """Insert or replace rows; seals a segment when enough have gathered.
+        """Insert or replace rows; seals a segment when enough have gathered. If that fails, nothing is added.
 
         Raises
         ------
         InvalidInput
-            As `InvertedIndex.add`; nothing is added.
+            As `InvertedIndex.add`.
+        StorageError
+            If there is no room on disk for what Seismic prints.
         """
-        self.exact.add(ids, embeddings)
-        self._forget(np.asarray(ids, dtype=np.int64))
-        if len(self.exact) - self.sealed >= self.seal_at:
-            self._seal(self._unsealed())
+        before = self._sealed
+        try:
+            with self.exact.all_or_nothing():
+                self.exact.add(ids, embeddings)
+                self._sealed = self._without(np.asarray(ids, dtype=np.int64))
+                if len(self.exact) - self.sealed >= self.seal_at:
+                    self._sealed = (*self._sealed, *self._made(self._unsealed()))
+        except BaseException:
+            self._sealed = before
+            raise
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
         gone = check_removed(ids)
-        self._forget(gone)
-        return self.exact.remove(gone)
+        left = self._without(gone)
+        found = self.exact.remove(gone)
+        self._sealed = left
+        return found
 
-    def _forget(self, ids: Ids) -> None:
+    def _without(self, ids: Ids) -> tuple[_Sealed, ...]:
         left: list[_Sealed] = []
         for sealed in self._sealed:
             gone = np.isin(sealed.keys, ids) & sealed.alive
@@ -224,21 +234,28 @@ class SeismicIndex:
             # A segment that is mostly dead is let go: its rows are searched exactly until the next is sealed.
             if 2 * np.count_nonzero(rest.alive) > len(rest.keys):
                 left.append(rest)
-        self._sealed = tuple(left)
+        return tuple(left)
 
     def seal(self) -> None:
-        """Let Seismic take in every row, in one new segment."""
-        self._sealed = ()
-        if len(self.exact):
-            self._seal(self.exact.ids)
+        """Let Seismic take in every row, in one new segment.
 
-    def _seal(self, keys: IdSet) -> None:
+        Raises
+        ------
+        StorageError
+            If there is no room on disk for what Seismic prints; the segments are as they were.
+        """
+        self._sealed = self._made(self.exact.ids)
+
+    def _made(self, keys: IdSet) -> tuple[_Sealed, ...]:
+        """A segment of these rows, or none if none of them holds a term."""
+        if not len(keys):
+            return ()
         seismic = load("seismic", extra="seismic")
         rows = self.exact.rows(keys)
         held = np.diff(rows.indptr) > 0  # Seismic cannot hold a row without terms, and no query finds one
         keys, rows = keys[held], take(rows, np.flatnonzero(held))
         if not len(keys):
-            return
+            return ()
         columns, components = np.unique(rows.indices, return_inverse=True)
         wide = len(columns) > _NARROW
         names = [str(i) for i in range(len(keys))]
@@ -251,7 +268,7 @@ class SeismicIndex:
                 centroid_fraction=self.centroid_fraction,
                 summary_energy=self.summary_energy,
             )
-        self._sealed = (*self._sealed, _Sealed(keys, np.ones(len(keys), dtype=np.bool_), columns, engine))
+        return (_Sealed(keys, np.ones(len(keys), dtype=np.bool_), columns, engine),)
 
     def search(
         self, queries: Sparse, k: int, /, *, allowed: IdSet | None = None, options: Mapping[str, int] | None = None
@@ -336,9 +353,11 @@ def _write(sealed: _Sealed, folder: Path, number: int) -> None:
         with quiet(_TOLD):
             sealed.engine.save(str(folder / str(number)))
         _engine(folder, number, len(sealed.columns))
+    except StorageError:
+        raise
     except OSError as error:
         told = re.search(r"code: (\d+)", str(error))
-        code = int(told[1]) if told else errno.ENOSPC
+        code = int(told[1]) if told else error.errno or errno.ENOSPC
         raise OSError(code, os.strerror(code), str(folder)) from error
 
 

@@ -112,6 +112,6 @@ def products(queries: Sparse, asked: NDArray[np.int64], rows: Sparse, places: ND
             continue
         at = np.minimum(np.searchsorted(columns, part.indices), len(columns) - 1)
         values = np.where(columns[at] == part.indices, weights[at].astype(np.float64) * part.weights, 0)
-        totals = np.concatenate([np.zeros(1), np.cumsum(values)])
-        out[pairs] = totals[part.indptr[1:]] - totals[part.indptr[:-1]]
+        owners = np.repeat(np.arange(len(part)), np.diff(part.indptr))
+        out[pairs] = np.bincount(owners, weights=values, minlength=len(part))  # each by itself: a row may dwarf others
     return out

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reperio.embeddings import Sparse
 from reperio.errors import DuplicateId, InvalidInput, ShapeError
 from reperio.indexes import rows as module
 from reperio.indexes.rows import Rows, check_ids, grown, merge
+from reperio.indexes.sparse_rows import products
 from reperio.types import Neighbors
 
 keys = st.lists(st.integers(0, 60), max_size=12, unique=True)
@@ -117,3 +119,11 @@ def test_merging_keeps_the_best_and_gives_ties_to_the_lower_key(parts: list[list
     wanted = sorted((pair for part in parts for pair in part), key=lambda pair: (-pair[1], pair[0]))[:k]
     held = found.ids[0] >= 0
     assert list(zip(found.ids[0][held].tolist(), found.scores[0][held].tolist(), strict=True)) == wanted
+
+
+def test_a_product_does_not_depend_on_its_neighbours() -> None:
+    weights = np.array([1e18, 1e-5, 2e-5], dtype=np.float32)
+    rows = Sparse(ints([0, 1, 1, 3]), ints([4, 2, 4]), weights, 8)  # one row holds nothing
+    query = Sparse(ints([0, 2]), ints([2, 4]), np.ones(2, dtype=np.float32), 8)
+    found = products(query, ints([0, 0, 0]), rows, ints([0, 1, 2]))
+    np.testing.assert_allclose(found, [1e18, 0, 3e-5], rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ import seismic
 
 from reperio import artifacts
 from reperio.embeddings import Sparse, take
-from reperio.errors import ConfigurationError, CorruptArtifact, DiskFull
+from reperio.errors import ConfigurationError, CorruptArtifact, DiskFull, StorageError
 from reperio.indexes import SeismicIndex
 from reperio.indexes.quiet import quiet
 from reperio.testing.faults import file_limit
@@ -136,6 +137,49 @@ def test_a_disk_without_room_for_what_it_prints_is_an_error_of_the_disk(rows: Sp
         index.add(np.arange(100), take(rows, np.arange(100)))
     index.add(np.arange(100), take(rows, np.arange(100)))
     assert index.segments == 1
+
+
+def test_a_segment_that_cannot_be_made_leaves_everything_as_it_was(rows: Sparse, queries: Sparse) -> None:
+    index = SeismicIndex(seal_at=100)
+    for start in (0, 100):
+        index.add(np.arange(start, start + 100), take(rows, np.arange(100)))
+    index.remove(np.arange(5))
+    before = index.search(queries, 9)
+    with file_limit(8):
+        for change in (index.seal, lambda: index.add(np.arange(150, 300), take(rows, np.arange(150, 300)))):
+            with pytest.raises(DiskFull):
+                change()
+            assert (len(index), index.sealed, index.segments) == (195, 195, 2)
+            after = index.search(queries, 9)
+            np.testing.assert_array_equal(after.ids, before.ids)
+            np.testing.assert_array_equal(after.scores, before.scores)
+
+
+@pytest.mark.parametrize(
+    ("raised", "wanted", "text"),
+    [
+        (OSError("it failed (code: 28)"), DiskFull, "No room"),
+        (OSError("half a file"), DiskFull, "No room"),
+        (OSError(errno.EMFILE, "too many"), StorageError, "Too many open files"),
+        (StorageError("The disk failed.", "Check it."), StorageError, "The disk failed"),
+    ],
+)
+def test_what_keeps_seismic_from_saving_is_told_as_it_is(
+    rows: Sparse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, wanted: type[Exception], text: str
+) -> None:
+    class Refused:
+        @staticmethod
+        def build_from_dataset(*_: Any, **__: Any) -> Refused:
+            return Refused()
+
+        def save(self, path: str) -> None:
+            raise raised
+
+    monkeypatch.setattr(seismic, "SeismicIndex", Refused)
+    index = SeismicIndex(seal_at=100)
+    index.add(np.arange(100), take(rows, np.arange(100)))
+    with pytest.raises(wanted, match=text):
+        index.save(tmp_path / "saved")
 
 
 def test_blank_lines_of_others_are_kept_while_it_builds(
