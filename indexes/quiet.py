@@ -20,10 +20,10 @@ __all__ = ["quiet"]
 
 _UNPRINTED = re.compile(r"failed printing to stdout.*\(os error (\d+)\)")
 
-_ONE = threading.Lock()
+_one = threading.Lock()
 """A process has one standard output."""
 
-_BEFORE: int | None = None
+_before: int | None = None
 """Standard output itself, while it is led elsewhere."""
 
 
@@ -40,15 +40,15 @@ def quiet(told: re.Pattern[bytes]) -> Generator[None]:
     StorageError
         If there is no room on disk for what is printed, or no folder to keep it in.
     """
-    global _BEFORE
+    global _before
     lines = re.compile(rb"^(?:%b)(?:\r?\n|\Z)" % told.pattern, re.MULTILINE)
-    with _ONE, _temporary() as kept:
+    with _one, _temporary() as kept:
         _flush()
         before, folder, failed = _standard_output(), Path(tempfile.gettempdir()), True
         if before is None:  # nothing to keep clean
             yield
             return
-        _BEFORE = before
+        _before = before
         try:
             os.dup2(kept.fileno(), 1)
             yield
@@ -94,9 +94,9 @@ def _standard_output() -> int | None:
 
 
 def _restore(before: int) -> None:
-    global _BEFORE
+    global _before
     os.dup2(before, 1)
-    _BEFORE = None
+    _before = None
     os.close(before)
 
 
@@ -114,11 +114,11 @@ def _flush() -> None:
 
 def _after_fork() -> None:
     """The thread that would put standard output back, and let go of the lock, is not in the child."""
-    global _ONE, _BEFORE
-    _ONE = threading.Lock()
-    if _BEFORE is not None:
-        os.dup2(_BEFORE, 1)
-        _BEFORE = None  # and left open, for a thread that forks in the midst of it and goes on to its end
+    global _one, _before
+    _one = threading.Lock()
+    if _before is not None:
+        os.dup2(_before, 1)
+        _before = None  # and left open, for a thread that forks in the midst of it and goes on to its end
 
 
 if hasattr(os, "register_at_fork"):
