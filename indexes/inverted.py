@@ -316,14 +316,15 @@ class InvertedIndex:
         with loading(path, cls.__name__):
             index = cls(**arguments(meta))
             dim = None if meta["dim"] is None else whole(meta, "dim")
-            segments = tuple(Segment.open(path, str(number)) for number in range(whole(meta, "segments")))
-            if fresh:  # once, as the checksums
-                try:
+            try:
+                segments = tuple(Segment.open(path, str(number)) for number in range(whole(meta, "segments")))
+                if fresh:  # once, as the checksums
                     for segment in segments:
                         check_segment(segment, dim or 0, index.precision)
                     once_each([segment.ids[segment.alive] for segment in segments])
-                except BaseException:
+            except BaseException:
+                if fresh:
                     forget(path)
-                    raise
+                raise
             index._view = View(index.weighting, segments, dim)
         return index

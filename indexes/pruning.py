@@ -52,6 +52,9 @@ _ROOM = 1024
 
 _DOWN = 1 - 2**-20
 
+_TIE = 2**-20
+"""Of a baseline: rows so near each other may score alike once it is added."""
+
 
 @compiled
 def _prepare(lists: Lists, asked: Asked, first: int, last: int, rise: float) -> tuple[Terms, float, float]:
@@ -229,7 +232,7 @@ def _score_rows(
     rows, bounds = rows[order], bounds[order]
     first = min(len(rows), len(scores)) if scores[-1] == -np.inf else 0  # of an empty heap, which is made of them
     values = np.empty(first, np.float32)
-    mark(wanted, asked[0])  # from here on nothing may fail: the marks would stay
+    mark(wanted, asked[0])
     announce(lists, relative, rows)
     for i in range(len(rows)):
         if i + AHEAD < len(rows):
@@ -286,8 +289,9 @@ def search(
         for i in range(k):
             lowest[i] = (np.float64(scores[i]) * _DOWN - base) * unit
         threshold = max(0.0, float(lowest[0]))
+        loose += base * unit * _TIE
         if all_usable:
-            threshold = max(threshold, float(_floor(lists, asked, terms, first, fall, k) * unit))
+            threshold = max(threshold, float(_floor(lists, asked, terms, first, fall, k) * unit) - base * unit * _TIE)
         slack = fall / rise * _DOWN
         if lists.codes.itemsize > 1:  # sums of float32 are rounded
             slack *= max(0.0, 1 - (last - first + 2) * 2.0**-22)

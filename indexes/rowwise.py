@@ -121,7 +121,7 @@ def score(
             count += int(0 <= rows[i, j] < len(lists.row_starts) - 1)
         held = rows[i][here[:count]]
         announce(lists, relative, held)
-        mark(wanted, terms[0])  # from here on nothing may fail: the marks would stay
+        mark(wanted, terms[0])
         for j in range(count):
             if j + AHEAD < count:
                 fetch(lists, held[j + AHEAD])

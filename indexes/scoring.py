@@ -60,6 +60,10 @@ class _Scratch(threading.local):
             held = self._held[name, dtype] = np.zeros(size, dtype)
         return held
 
+    def forget(self) -> None:
+        """Take others next time: those here may have been left as they were in the middle of a search."""
+        self._held.clear()
+
 
 _SCRATCH = _Scratch()
 
@@ -306,16 +310,20 @@ class View:
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
             sums = _SCRATCH.zeros("sums", WINDOW, np.uint16 if segment.codes.dtype == np.uint8 else np.float32)
-            self.code.search(
-                self.lists[number],
-                self.relative[rows],
-                self.formula,
-                self._asked(queries, number),
-                usable[rows],
-                (*segment.drift(self.average), everything),
-                (scores, keys),
-                (sums, _SCRATCH.zeros("terms", len(segment.terms), np.uint16)),
-            )
+            try:
+                self.code.search(
+                    self.lists[number],
+                    self.relative[rows],
+                    self.formula,
+                    self._asked(queries, number),
+                    usable[rows],
+                    (*segment.drift(self.average), everything),
+                    (scores, keys),
+                    (sums, _SCRATCH.zeros("terms", len(segment.terms), np.uint16)),
+                )
+            except BaseException:
+                _SCRATCH.forget()
+                raise
         self.code.sort(scores, keys)
         return Neighbors(keys, scores)
 
@@ -376,7 +384,12 @@ class View:
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
             asked, wanted = self._asked(queries, number), _SCRATCH.zeros("terms", len(segment.terms), np.uint16)
-            self.code.score(self.lists[number], self.relative[rows], self.formula, asked, places - base, scores, wanted)
+            held = (self.lists[number], self.relative[rows], self.formula)
+            try:
+                self.code.score(*held, asked, places - base, scores, wanted)
+            except BaseException:
+                _SCRATCH.forget()
+                raise
         return scores
 
     def _sums(self, query: Weighed, places: Positions) -> tuple[Floats, NDArray[np.bool_]]:

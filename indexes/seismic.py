@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -162,6 +164,7 @@ class SeismicIndex:
         self.centroid_fraction, self.summary_energy, self.heap_factor = centroid_fraction, summary_energy, heap_factor
         self.exact = InvertedIndex(precision=precision)
         self._sealed: tuple[_Sealed, ...] = ()
+        self._changing = threading.Lock()
 
     @property
     def spec(self) -> Spec:
@@ -207,24 +210,28 @@ class SeismicIndex:
         StorageError
             If there is no room on disk for what Seismic prints.
         """
-        before = self._sealed
-        try:
-            with self.exact.all_or_nothing():
-                self.exact.add(ids, embeddings)
-                self._sealed = self._without(np.asarray(ids, dtype=np.int64))
-                if len(self.exact) - self.sealed >= self.seal_at:
-                    self._sealed = (*self._sealed, *self._made(self._unsealed()))
-        except BaseException:
-            self._sealed = before
-            raise
+        with self._changing, self._restored(), self.exact.all_or_nothing():
+            self.exact.add(ids, embeddings)
+            self._sealed = self._without(np.asarray(ids, dtype=np.int64))
+            if len(self.exact) - self.sealed >= self.seal_at:
+                self._sealed = (*self._sealed, *self._made(self._unsealed()))
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
         gone = check_removed(ids)
-        left = self._without(gone)
-        found = self.exact.remove(gone)
-        self._sealed = left
-        return found
+        with self._changing, self._restored():
+            self._sealed = self._without(gone)  # first: what Seismic still proposes must have a score
+            return self.exact.remove(gone)
+
+    @contextmanager
+    def _restored(self) -> Generator[None]:
+        """Have the segments as they were, if what is done inside fails."""
+        before = self._sealed
+        try:
+            yield
+        except BaseException:
+            self._sealed = before
+            raise
 
     def _without(self, ids: Ids) -> tuple[_Sealed, ...]:
         left: list[_Sealed] = []
@@ -244,7 +251,8 @@ class SeismicIndex:
         StorageError
             If there is no room on disk for what Seismic prints; the segments are as they were.
         """
-        self._sealed = self._made(self.exact.ids)
+        with self._changing:
+            self._sealed = self._made(self.exact.ids)
 
     def _made(self, keys: IdSet) -> tuple[_Sealed, ...]:
         """A segment of these rows, or none if none of them holds a term."""

@@ -35,13 +35,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _BROKEN = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE}
 _UNOPENED = {
-    errno.EMFILE: "Have the program close files, or allow it more (ulimit -n).",
     errno.ENFILE: "Close other programs: the system has no more files to give.",
+    errno.EMFILE: "Have the program close files, or allow it more (ulimit -n).",
     errno.ENOMEM: "Free some memory.",
-    errno.EACCES: "Let this user read it.",
-    errno.EPERM: "Let this user read it.",
 }
-"""What says nothing of the file itself."""
+"""What says nothing of the file itself, and passes."""
 
 
 @contextmanager
@@ -319,11 +317,17 @@ def loading(path: Path, kind: str) -> Generator[None]:
     except (StorageError, NotFound):
         raise
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        told = str(error)  # libraries tell the system's reason in words only
-        code = next((c for c in _UNOPENED if c == getattr(error, "errno", None) or os.strerror(c) in told), None)
-        if code is not None:
+        code = getattr(error, "errno", None) or _passing(str(error))
+        if code in _UNOPENED:
             raise _unopened(getattr(error, "filename", None) or path, code) from error
         raise CorruptArtifact(f"{path} is no {kind}: {error!s:.300}", "Rebuild it.") from error
+
+
+def _passing(problem: str) -> int | None:
+    """Libraries tell the system's reason in words only; where a file ended too soon, that of an older call."""
+    if "read error" in problem:
+        return None
+    return next((code for code in _UNOPENED if os.strerror(code) in problem), None)
 
 
 def _manifest(path: Path) -> dict[str, Any]:

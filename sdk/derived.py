@@ -217,7 +217,7 @@ class DerivedIndex:
         ServerUnavailable
             If the index is on a server that does not answer: nothing is rebuilt elsewhere.
         StorageError
-            If a checkpoint cannot be read, and is not damaged: no more files may be opened, or this user may not.
+            If a checkpoint cannot be read, and is not damaged: no more files may be opened, say.
         """
         if self._stale():
             self._load()
@@ -227,6 +227,13 @@ class DerivedIndex:
             self._taken += taken
 
     def _load(self) -> None:
+        try:
+            self._load_current()
+        except BaseException:  # what CURRENT names is still to be loaded
+            self._stamp = None
+            raise
+
+    def _load_current(self) -> None:
         for _ in range(3):  # a writer may remove the generation that CURRENT named a moment ago
             self._stamp = self._generations.stamp()
             current = self._generations.current()
@@ -236,9 +243,6 @@ class DerivedIndex:
                 except _LOST:  # or removed while it was being read
                     if self._stamp != self._generations.stamp():
                         continue
-                except BaseException:  # what CURRENT names is still to be loaded
-                    self._stamp = None
-                    raise
                 else:
                     self._evict(loaded)
                     self._use(loaded)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from reperio.derived import SnapshotTooOld
+from reperio.errors import StorageError
 from reperio.locks import SharedLock
 from reperio.protocols import Store
 from reperio.signals import LiveSignal
@@ -83,4 +84,8 @@ class Following:
             # All of them, so that one search never sees two states; the store's lock is taken inside, never around.
             with self._lock.alone(), self._store.snapshot():
                 for signal in self._signals.values():
-                    signal.derived.catch_up()
+                    try:
+                        signal.derived.catch_up()
+                    except StorageError:  # of another one, which will say so when it is asked
+                        if any(signal is asked for asked in signals):
+                            raise

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Test processes run side by side, and so do those that they start: threads that wait for each other's core only waste
 # it. FAISS also links a graph in an order that depends on its threads.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ.get("REPERIO_TEST_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("REPERIO_DATA", ROOT.parent / "shared" / "data"))

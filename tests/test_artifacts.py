@@ -230,8 +230,10 @@ def test_refusals_of_the_disk_say_what_to_do(tmp_path: Path, raised: Exception, 
 @pytest.mark.parametrize(
     ("raised", "damaged"),
     [
-        *((OSError(code, "no"), False) for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)),
+        *((OSError(code, "no"), False) for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)),
         (RuntimeError(f"could not open x for reading: {os.strerror(errno.EMFILE)}"), False),  # as FAISS says it
+        (RuntimeError(f"read error in x: 155 != 3200 ({os.strerror(errno.EMFILE)})"), True),  # of an older call
+        (PermissionError(errno.EACCES, "no"), True),
         (OSError(errno.EIO, "broken"), True),
         (OSError("half a file"), True),
         (FileNotFoundError(errno.ENOENT, "gone"), True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
@@ -239,6 +240,46 @@ def test_an_index_that_cannot_be_opened_for_lack_of_files_is_not_built_anew(
     assert len(told) > 1
     assert all("Too many open files" in text for text in told[:-1])
     assert built == [0]
+
+
+def test_an_index_that_cannot_be_opened_stops_no_search_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collection.open(tmp_path / "c", signals=dict(reversed(signals().items()))) as c:
+        c.upsert(documents(20))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with Collection.open(tmp_path / "c") as c, monkeypatch.context() as patch:
+        patch.setattr(FlatIndex, "open", refuse)
+        assert c.search("note 12", 1, signals=["bm25"]).ids == ["d12"]
+        with pytest.raises(StorageError, match="Too many open files"):
+            c.search("note 12", 1, signals=["dense"])
+        with pytest.raises(StorageError, match="Too many open files"):
+            c.search("note 12", 1)
+        patch.undo()
+        assert c.search("note 12 on lists", 1, signals=["dense"]).ids == ["d12"]
+
+
+def test_a_reader_that_could_not_read_which_index_is_current_reads_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c, Collection.open(tmp_path / "c", mode="r") as reader:
+        c.upsert(documents(20))
+        c.checkpoint()
+        assert reader.search("note 12", 1, signals=["dense"]).ids == ["d12"]
+        c.reindex("dense", FlatIndex("ip"))
+
+        def refuse(_: Generations) -> None:
+            raise StorageError("Too many open files.", "Close some.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Generations, "current", refuse)
+            with pytest.raises(StorageError, match="Too many"):
+                reader.search("note 12", 1, signals=["dense"])
+        assert reader.search("note 12", 1, signals=["dense"]).ids == ["d12"]
+        assert reader.stats().signals["dense"]["index"]["metric"] == "ip"
 
 
 def test_a_reader_whose_snapshot_is_older_than_a_checkpoint_takes_another_and_rebuilds_nothing(

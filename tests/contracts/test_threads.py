@@ -1,46 +1,15 @@
-"""Indexes keep the contract in two threads too: everywhere else, tests work in one."""
+"""Everywhere else, tests work in one thread a process."""
 
 from __future__ import annotations
 
-import pytest
-
-from reperio.indexes import FaissIndex, FlatIndex, QuantizedIndex, QueryAwareIndex
-from reperio.testing.index import IndexContract
-
-pytestmark = pytest.mark.usefixtures("two_threads")
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 
-class TestFlat(IndexContract):
-    @pytest.fixture
-    def index(self) -> FlatIndex:
-        return FlatIndex()
-
-
-class TestQuantized(IndexContract):
-    recall_floor = 0.97
-
-    @pytest.fixture
-    def index(self) -> QuantizedIndex:
-        return QuantizedIndex("int8", train_size=500)
-
-
-class TestQueryAware(IndexContract):
-    recall_floor = 0.9
-
-    @pytest.fixture
-    def index(self) -> QueryAwareIndex:
-        return QueryAwareIndex("cosine", batch=100, options={"ef": 24})
-
-
-class TestFaiss(IndexContract):
-    @pytest.fixture
-    def index(self) -> FaissIndex:
-        return FaissIndex("Flat")
-
-
-class TestFaissGraph(IndexContract):
-    recall_floor = 0.98
-
-    @pytest.fixture
-    def index(self) -> FaissIndex:
-        return FaissIndex("HNSW32")
+def test_indexes_keep_the_contract_in_two_threads_too() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
+    file = Path(__file__).with_name("in_two_threads.py")
+    done = subprocess.run([*command, str(file)], env={**os.environ, "REPERIO_TEST_THREADS": "2"}, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import get_args
 
@@ -12,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reperio.embeddings import Dense, Sparse, take
-from reperio.errors import ConfigurationError, ShapeError
-from reperio.indexes import BM25Index, InvertedIndex, lists, postings
+from reperio.errors import ConfigurationError, ShapeError, StorageError
+from reperio.indexes import BM25Index, InvertedIndex, inverted, lists, postings
 from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Precision
 from reperio.indexes.weighting import Formula
@@ -498,3 +499,38 @@ def test_what_a_posting_adds_is_its_bound_rounded_up(lift: float, code: int) -> 
     added = windows.given(windows.step(lift, codes), np.int64(code))
     assert max(1, lift * code) <= added <= lift * code + 1 + 2**-8
     assert windows.given(windows.step(lift, codes.astype(np.float32)), np.float32(code)) == np.float32(lift) * code
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_rows_that_only_the_baseline_makes_equal_tie_to_the_lower_ids(precision: Precision) -> None:
+    """In BM25+ a row without a heavy term still scores most of it, and float32 no longer tells the light one apart."""
+    counts = np.arange(1, 42, dtype=np.float32)
+    index = BM25Index("bm25+", precision=precision)
+    filler = np.stack([np.ones(41, dtype=np.float32), counts], axis=1)  # a light term; another one of other frequency
+    last = np.zeros(41, dtype=np.float32)
+    last[40] = 1
+    matrix = scipy.sparse.csr_array(np.concatenate([filler, last[:, None]], axis=1))
+    index.add(np.arange(41), Sparse(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data, 3))
+    query = Sparse(np.array([0, 2]), np.array([1, 2]), np.array([1e-4, 2.0**22], dtype=np.float32), 3)
+    scores = index.score(query, np.arange(41)[None])[0]
+    assert index.search(query, 3).ids[0].tolist() == np.lexsort((np.arange(41), -scores))[:3].tolist()
+
+
+def test_an_index_that_could_not_be_opened_is_looked_at_when_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = InvertedIndex()
+    index.add(np.arange(50), learned(50))
+    index.save(tmp_path / "index")
+    looked = list[int]()
+    monkeypatch.setattr(inverted, "check_segment", lambda segment, *_: looked.append(len(segment)))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(postings.Segment, "open", refuse)
+        with pytest.raises(StorageError, match="Too many"):
+            InvertedIndex.open(tmp_path / "index")
+    InvertedIndex.open(tmp_path / "index")
+    assert looked == [50]

@@ -14,11 +14,12 @@ import scipy.sparse
 import seismic
 
 from reperio import artifacts
-from reperio.embeddings import Sparse, take
+from reperio.embeddings import Ids, Sparse, take
 from reperio.errors import ConfigurationError, CorruptArtifact, DiskFull, StorageError
-from reperio.indexes import SeismicIndex
+from reperio.indexes import InvertedIndex, SeismicIndex
 from reperio.indexes.quiet import quiet
 from reperio.testing.faults import file_limit
+from reperio.types import Neighbors
 
 ROWS = 6000
 
@@ -180,6 +181,28 @@ def test_what_keeps_seismic_from_saving_is_told_as_it_is(
     index.add(np.arange(100), take(rows, np.arange(100)))
     with pytest.raises(wanted, match=text):
         index.save(tmp_path / "saved")
+
+
+def test_a_search_beside_a_removal_finds_rows_that_score_and_those_that_wait(
+    rows: Sparse, queries: Sparse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = SeismicIndex(seal_at=200)
+    index.add(np.arange(200), take(rows, np.arange(200)))
+    index.add(np.arange(200, 250), take(rows, np.arange(200, 250)))
+    remove, found = InvertedIndex.remove, list[Neighbors]()
+
+    def beside(self: InvertedIndex, ids: Ids, /) -> int:
+        for step in (False, True):
+            if step:
+                removed = remove(self, ids)
+            found.append(index.search(queries, 250))
+        return removed
+
+    monkeypatch.setattr(InvertedIndex, "remove", beside)
+    assert index.remove(np.arange(60)) == 60
+    for answers in found:
+        assert np.isfinite(answers.scores[answers.ids >= 0]).all()
+        assert (answers.ids >= 200).any()
 
 
 def test_blank_lines_of_others_are_kept_while_it_builds(
