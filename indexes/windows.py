@@ -5,6 +5,7 @@ Shapes: t terms of a query.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,24 +74,36 @@ class Terms(NamedTuple):
 
 def step(lift: float, codes: NDArray[Any]) -> Any:
     """What each code of a list adds, not below ``lift``, for `given`: a whole number with a fraction, or a float."""
-    return np.int64(np.ceil(lift * (1 << _FRACTION))) if codes.itemsize == 1 else np.float32(lift)
+    return _compile_step(lift, codes)(lift, codes)
 
 
 def given(by: Any, code: Any) -> Any:
     """What a code adds to a sum: rounded up, and so at least 1, where sums are whole."""
-    return (by * code + _BELOW_ONE) >> _FRACTION if isinstance(by, np.int64) else by * code
+    return _compile_given(by, code)(by, code)
 
 
-def _compile_step(lift: Any, codes: Any) -> Any:
-    if codes.dtype.bitwidth == 8:
-        return lambda lift, codes: np.int64(np.ceil(lift * (1 << _FRACTION)))
-    return lambda lift, codes: np.float32(lift)
+def _whole_step(lift: Any, codes: Any) -> Any:
+    return np.int64(np.ceil(lift * (1 << _FRACTION)))
 
 
-def _compile_given(by: Any, code: Any) -> Any:
-    if by.bitwidth == 64:
-        return lambda by, code: (by * code + _BELOW_ONE) >> _FRACTION
-    return lambda by, code: by * code
+def _float_step(lift: Any, codes: Any) -> Any:
+    return np.float32(lift)
+
+
+def _rounded_up(by: Any, code: Any) -> Any:
+    return (by * code + _BELOW_ONE) >> _FRACTION
+
+
+def _product(by: Any, code: Any) -> Any:
+    return by * code
+
+
+def _compile_step(lift: Any, codes: Any) -> Callable[[Any, Any], Any]:
+    return _whole_step if "uint8" in str(codes.dtype) else _float_step
+
+
+def _compile_given(by: Any, code: Any) -> Callable[[Any, Any], Any]:
+    return _rounded_up if "int64" in str(getattr(by, "dtype", by)) else _product
 
 
 _overload = load("numba.extending", extra="fast").overload
