@@ -302,4 +302,7 @@ def _work(corpus: Corpus, documents: list[list[int]], way: str) -> object:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_build(sys.argv[1], sys.argv[2])))
+    if len(sys.argv) == 2:  # one corpus alone
+        _latencies(sys.argv[1], CORPORA[sys.argv[1]]())
+    else:
+        print(json.dumps(_build(sys.argv[1], sys.argv[2])))

@@ -383,4 +383,4 @@ def _narrow(weights: NDArray[np.float32], precision: Precision) -> Values:
 
 def _load(path: Path) -> Any:
     mapped = path.stat().st_size >= _MAPPED_FROM
-    return read_array(path, mapped="r" if mapped else None)
+    return np.ascontiguousarray(read_array(path, mapped="r" if mapped else None))  # as compiled code knows them

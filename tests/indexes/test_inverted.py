@@ -534,3 +534,12 @@ def test_an_index_that_could_not_be_opened_is_looked_at_when_it_can_be(
             InvertedIndex.open(tmp_path / "index")
     InvertedIndex.open(tmp_path / "index")
     assert looked == [50]
+
+
+def test_arrays_in_another_order_are_read_in_that_of_compiled_code(tmp_path: Path) -> None:
+    """To compile for another order takes longer than most programs live."""
+    table = np.asfortranarray(np.arange(12).reshape(3, 4))
+    np.save(tmp_path / "table.npy", table)
+    read = postings._load(tmp_path / "table.npy")
+    assert read.flags.c_contiguous
+    np.testing.assert_array_equal(read, table)
