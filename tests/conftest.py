@@ -16,6 +16,8 @@ from reperio.extras import load
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Milvus's client looks after forked children, which sometimes kills one that is about to become PostgreSQL.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # Test processes run side by side, and so do those that they start: threads that wait for each other's core only waste
 # it. FAISS also links a graph in an order that depends on its threads.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("REPERIO_TEST_THREADS", "1")
