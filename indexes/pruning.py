@@ -168,9 +168,8 @@ def _candidates(
         low = window * WINDOW
         rest, size = set_aside(terms, size, threshold)
         scanned = size * DENSE >= WINDOW
-        last = (
-            scanned and window == windows - 1 and k <= len(highest)
-        )  # the k-th best is nearly known, and of no more use
+        # In the last window the k-th best is nearly known from its groups, and of no more use.
+        last = scanned and window == windows - 1 and k <= len(highest)
         if scanned:
             sum_all(lists, terms, low, sums)
             take_highest(sums, highest)
