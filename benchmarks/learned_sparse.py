@@ -136,7 +136,7 @@ def _scipy(product: Any, query: Sparse, k: int) -> np.ndarray:
 
 def _bare(index: SeismicIndex, singles: list[Sparse]) -> tuple[Any, tuple[Any, ...]]:
     """Seismic's own index, and the queries in its own form."""
-    (sealed,) = index._sealed
+    (sealed,) = index._now.segments
     string = seismic.get_seismic_string()
     names = [np.searchsorted(sealed.columns, s.indices).astype(string) for s in singles]
     return sealed.engine, (np.arange(len(singles)).astype(string), names, [s.weights for s in singles])

@@ -259,7 +259,7 @@ def search(
     usable: NDArray[np.bool_],
     drift: tuple[float, float, bool],
     best: tuple[NDArray[np.float32], Ids],
-    scratch: tuple[NDArray[Any], NDArray[np.uint16]],
+    scratch: tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16]],
 ) -> None:
     """Put the best usable rows of each query into its heap.
 
@@ -271,13 +271,12 @@ def search(
     best
         Scores with baseline and keys, ``(q, k)`` each; a heap a row, the worst in front.
     scratch
-        Zeros: ``(WINDOW,)`` of uint16 for codes in bytes, else float32; and one for each slot at least.
+        Zeros: ``(WINDOW,)`` of uint16 for codes in bytes, else float32; ``(WINDOW,)``; and one for each slot at least.
     """
-    sums, wanted = scratch
+    sums, numbers, wanted = scratch
     rise, fall, all_usable = drift
     k = best[0].shape[1]
     lowest = np.empty(k)
-    numbers = np.zeros(WINDOW, np.uint16)
     for query in range(len(asked.starts) - 1):
         first, last = asked.starts[query], asked.starts[query + 1]
         if first == last:

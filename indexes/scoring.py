@@ -6,7 +6,6 @@ Shapes: q queries, t terms of all queries, n rows in all segments, dead ones too
 from __future__ import annotations
 
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Positions, Segment, compile_from, offsets
+from reperio.indexes.scratch import SCRATCH
 from reperio.indexes.sparse_rows import check_sparse, plain
 from reperio.indexes.weighed import Weighed
 from reperio.indexes.weighting import ALL, Floats, Formula, Weighting
@@ -45,27 +45,6 @@ _MOST_MARKED = 1 << 16
 
 _ROW_COST = 256
 """Scoring a row costs about what summing this many postings does."""
-
-
-class _Scratch(threading.local):
-    """Zeros that compiled code works in and leaves as zeros: to make them anew would cost more than a query."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, type[np.generic]], NDArray[Any]] = {}
-
-    def zeros(self, name: str, size: int, dtype: type[np.generic]) -> NDArray[Any]:
-        """This thread's zeros of this name, ``(size,)`` or more."""
-        held = self._held.get((name, dtype))
-        if held is None or len(held) < size:
-            held = self._held[name, dtype] = np.zeros(size, dtype)
-        return held
-
-    def forget(self) -> None:
-        """Take others next time: those here may have been left as they were in the middle of a search."""
-        self._held.clear()
-
-
-_SCRATCH = _Scratch()
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,8 +288,9 @@ class View:
         self.code.clear(scores, keys)
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
-            sums = _SCRATCH.zeros("sums", WINDOW, np.uint16 if segment.codes.dtype == np.uint8 else np.float32)
-            try:
+            with SCRATCH as scratch:
+                sums = scratch.zeros("sums", WINDOW, np.uint16 if segment.codes.dtype == np.uint8 else np.float32)
+                numbers = scratch.zeros("numbers", WINDOW, np.uint16)
                 self.code.search(
                     self.lists[number],
                     self.relative[rows],
@@ -319,11 +299,8 @@ class View:
                     usable[rows],
                     (*segment.drift(self.average), everything),
                     (scores, keys),
-                    (sums, _SCRATCH.zeros("terms", len(segment.terms), np.uint16)),
+                    (sums, numbers, scratch.zeros("terms", len(segment.terms), np.uint16)),
                 )
-            except BaseException:
-                _SCRATCH.forget()
-                raise
         self.code.sort(scores, keys)
         return Neighbors(keys, scores)
 
@@ -383,13 +360,10 @@ class View:
         scores = np.zeros(places.shape)
         for number, (base, segment) in enumerate(zip(self.bases, self.segments, strict=False)):
             rows = slice(base, base + len(segment))
-            asked, wanted = self._asked(queries, number), _SCRATCH.zeros("terms", len(segment.terms), np.uint16)
             held = (self.lists[number], self.relative[rows], self.formula)
-            try:
-                self.code.score(*held, asked, places - base, scores, wanted)
-            except BaseException:
-                _SCRATCH.forget()
-                raise
+            with SCRATCH as scratch:
+                wanted = scratch.zeros("terms", len(segment.terms), np.uint16)
+                self.code.score(*held, self._asked(queries, number), places - base, scores, wanted)
         return scores
 
     def _sums(self, query: Weighed, places: Positions) -> tuple[Floats, NDArray[np.bool_]]:

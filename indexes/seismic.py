@@ -101,6 +101,19 @@ class _Sealed:
         return ids, scores
 
 
+@dataclass(slots=True, eq=False)
+class _Moment:
+    """What Seismic holds at one moment, and once a search has asked, the keys of the rows that it does not hold."""
+
+    segments: tuple[_Sealed, ...] = ()
+    waiting: IdSet | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many Seismic answers for."""
+        return sum(int(np.count_nonzero(segment.alive)) for segment in self.segments)
+
+
 class SeismicIndex:
     """Finds nearly the best sparse rows by inner product, several times as fast as exactly.
 
@@ -163,7 +176,7 @@ class SeismicIndex:
         self.seal_at, self.n_postings, self.query_cut = seal_at, n_postings, query_cut
         self.centroid_fraction, self.summary_energy, self.heap_factor = centroid_fraction, summary_energy, heap_factor
         self.exact = InvertedIndex(precision=precision)
-        self._sealed: tuple[_Sealed, ...] = ()
+        self._now = _Moment()
         self._changing = threading.Lock()
 
     @property
@@ -184,21 +197,24 @@ class SeismicIndex:
     @property
     def sealed(self) -> int:
         """How many rows Seismic answers for."""
-        return sum(int(np.count_nonzero(s.alive)) for s in self._sealed)
+        return self._now.rows
 
     @property
     def segments(self) -> int:
         """How many Seismic answers for; the rest is searched exactly."""
-        return len(self._sealed)
+        return len(self._now.segments)
 
     @property
     def waiting(self) -> int:
         """Rows that no segment of Seismic's holds yet."""
         return len(self) - self.sealed
 
-    def _unsealed(self) -> IdSet:
-        taken = [s.keys[s.alive] for s in self._sealed]
-        return np.setdiff1d(self.exact.ids, np.concatenate(taken)) if taken else self.exact.ids
+    def _unsealed(self, now: _Moment) -> IdSet:
+        """Keys of the rows that wait: found once, until the index changes."""
+        if now.waiting is None:
+            taken = [s.keys[s.alive] for s in now.segments]
+            now.waiting = np.setdiff1d(self.exact.ids, np.concatenate(taken)) if taken else self.exact.ids
+        return now.waiting
 
     def add(self, ids: Ids, embeddings: Sparse, /) -> None:
         """Insert or replace rows; seals a segment when enough have gathered. If that fails, nothing is added.
@@ -212,30 +228,34 @@ class SeismicIndex:
         """
         with self._changing, self._restored(), self.exact.all_or_nothing():
             self.exact.add(ids, embeddings)
-            self._sealed = self._without(np.asarray(ids, dtype=np.int64))
-            if len(self.exact) - self.sealed >= self.seal_at:
-                self._sealed = (*self._sealed, *self._made(self._unsealed()))
+            left = _Moment(self._without(np.asarray(ids, dtype=np.int64)))
+            if len(self.exact) - left.rows >= self.seal_at:
+                left = _Moment((*left.segments, *self._made(self._unsealed(left))))
+            self._now = left
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
         gone = check_removed(ids)
         with self._changing, self._restored():
-            self._sealed = self._without(gone)  # first: what Seismic still proposes must have a score
-            return self.exact.remove(gone)
+            left = self._without(gone)
+            self._now = _Moment(left)  # first: what Seismic still proposes must have a score
+            removed = self.exact.remove(gone)
+            self._now = _Moment(left)
+            return removed
 
     @contextmanager
     def _restored(self) -> Generator[None]:
         """Have the segments as they were, if what is done inside fails."""
-        before = self._sealed
+        before = self._now
         try:
             yield
         except BaseException:
-            self._sealed = before
+            self._now = before
             raise
 
     def _without(self, ids: Ids) -> tuple[_Sealed, ...]:
         left: list[_Sealed] = []
-        for sealed in self._sealed:
+        for sealed in self._now.segments:
             gone = np.isin(sealed.keys, ids) & sealed.alive
             rest = replace(sealed, alive=sealed.alive & ~gone) if gone.any() else sealed
             # A segment that is mostly dead is let go: its rows are searched exactly until the next is sealed.
@@ -252,7 +272,7 @@ class SeismicIndex:
             If there is no room on disk for what Seismic prints; the segments are as they were.
         """
         with self._changing:
-            self._sealed = self._made(self.exact.ids)
+            self._now = _Moment(self._made(self.exact.ids))
 
     def _made(self, keys: IdSet) -> tuple[_Sealed, ...]:
         """A segment of these rows, or none if none of them holds a term."""
@@ -302,12 +322,13 @@ class SeismicIndex:
         cut = (options or {}).get("query_cut", self.query_cut)
         if cut < 1:
             raise ConfigurationError(f"The search option query_cut is {cut}.", "Give 1 or more.")
-        if allowed is not None or not self._sealed:
+        now = self._now  # taken once: another thread may change it
+        if allowed is not None or not now.segments:
             return self.exact.search(queries, k, allowed=allowed)
         queries = self.exact.checked(queries)
-        parts = [s.search(queries, k, cut=cut, heap_factor=self.heap_factor) for s in self._sealed]
-        if self.sealed < len(self.exact):
-            parts.append(self.exact.search(queries, k, allowed=self._unsealed()))
+        parts = [s.search(queries, k, cut=cut, heap_factor=self.heap_factor) for s in now.segments]
+        if len(waiting := self._unsealed(now)):
+            parts.append(self.exact.search(queries, k, allowed=waiting))
         best = merge(parts, k) if len(parts) > 1 else parts[0]
         found = Neighbors(best.ids, self.exact.score(queries, best.ids))
         best = merge([found], k)
@@ -323,9 +344,9 @@ class SeismicIndex:
 
     def save(self, path: Path, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
-        with new_folder(path, _KIND, {"spec": dict(self.spec), "segments": len(self._sealed)}) as folder:
+        with new_folder(path, _KIND, {"spec": dict(self.spec), "segments": len(self._now.segments)}) as folder:
             self.exact.save(folder / "exact")
-            for number, sealed in enumerate(self._sealed):
+            for number, sealed in enumerate(self._now.segments):
                 for name in ("keys", "alive", "columns"):
                     np.save(folder / f"{number}-{name}.npy", getattr(sealed, name), allow_pickle=False)
                 _write(sealed, folder, number)
@@ -347,8 +368,8 @@ class SeismicIndex:
         with loading(path, cls.__name__):
             index = cls(**arguments(meta))
             index.exact = InvertedIndex.open(path / "exact", verify=verify)
-            index._sealed = tuple(_open(path, number) for number in range(whole(meta, "segments")))
-            living = [sealed.keys[sealed.alive] for sealed in index._sealed]
+            index._now = _Moment(tuple(_open(path, number) for number in range(whole(meta, "segments"))))
+            living = [sealed.keys[sealed.alive] for sealed in index._now.segments]
             once_each(living)
             if not all(np.isin(keys, index.exact.ids).all() for keys in living):
                 raise ValueError("Seismic holds a row that the exact index does not")

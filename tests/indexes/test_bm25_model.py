@@ -159,5 +159,5 @@ def naive_idf(variant: str, rows: dict[int, dict[int, float]], term: int) -> flo
     }[variant]
 
 
-Model.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Model.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 TestModel = Model.TestCase

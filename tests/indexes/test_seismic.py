@@ -80,6 +80,21 @@ def test_rows_that_are_not_sealed_are_found_exactly(index: SeismicIndex, rows: S
     assert all(np.isin(b[f], a).all() for a, b, f in zip(found.ids, best.ids, fresh, strict=True))
 
 
+def test_rows_that_wait_are_those_of_now_after_each_change(rows: Sparse) -> None:
+    """Which they are is kept from one search to the next."""
+    index = SeismicIndex(seal_at=1000)
+    index.add(np.arange(1000), take(rows, np.arange(1000)))
+    for step in range(1000, 1003):
+        index.add(np.array([step]), take(rows, np.array([step])))
+        assert step in index.search(take(rows, np.array([step])), 3).ids
+    index.remove(np.array([1001]))
+    index.add(np.array([4]), take(rows, np.array([1001])))
+    found = index.search(take(rows, np.array([1001])), 3).ids
+    assert 4 in found
+    assert 1001 not in found
+    assert (index.sealed, index.waiting, index.segments) == (999, 3, 1)
+
+
 def test_filters_are_answered_exactly(index: SeismicIndex, queries: Sparse) -> None:
     allowed = np.arange(0, ROWS, 9)
     a, b = index.search(queries, 10, allowed=allowed), index.exact.search(queries, 10, allowed=allowed)
