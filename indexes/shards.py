@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reperio.artifacts import disk_errors, new_folder, read_folder
 from reperio.embeddings import Dense, Ids, check_dense
 from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, NotFound, StorageError
 from reperio.extras import load
-from reperio.indexes.chosen import KeyedRows
 from reperio.indexes.factory import FactoryIndex
 from reperio.indexes.faiss import KIND, FaissIndex
 from reperio.indexes.flat import FlatIndex, Metric, unit
@@ -127,6 +127,7 @@ def build_sharded(
     del sample
     reused = build.fill(stream)
     rows = build.merge()
+    build.check()
     shutil.rmtree(build.work)
     return ShardedBuild(rows, len(build.shards), reused)
 
@@ -188,10 +189,12 @@ class _Build:
         kept: deque[tuple[Ids, Dense]] = deque()
         rows, dim = 0, 0
         for ids, vectors in stream:
-            kept.append((ids, check_dense(vectors, what="blocks", dim=dim or None)))
-            rows, dim = rows + len(vectors), kept[-1][1].shape[1]
+            checked = check_dense(vectors, what="blocks", dim=dim or None)
+            kept.append((ids, checked))
+            rows, dim = rows + len(checked), checked.shape[1]
             if rows * dim * 4 > self._budget // 3:
                 break
+            kept[-1] = (np.array(ids), checked.copy())  # the next may come in the same arrays
         if not rows:
             raise InvalidInput("blocks gave no rows.", "Give some.")
         size = self._settings["train_size"] or self._empty(dim).training_size
@@ -281,18 +284,25 @@ class _Build:
         """Write the index; gives its rows, those replaced among them."""
         if not self.shards:
             raise InvalidInput("blocks gave no rows.", "Give some.")
-        main, rows, settings = self._index(), KeyedRows(), self._settings
+        main, settings = self._index(), self._settings
+        ids = np.concatenate([np.load(s / "ids.npy", mmap_mode="r", allow_pickle=False) for s in self.shards])
         index = FaissIndex(settings["factory"], metric=settings["metric"], seed=settings["seed"])
         meta = {"spec": dict(index.spec), "dim": main.dim, "faiss": self._faiss.__version__}
         with new_folder(self.path, KIND, {**meta, "factory": main.factory, "tuning": None}) as folder:
-            for shard in self.shards:
-                rows.append(np.load(shard / "ids.npy", allow_pickle=False))
-            np.save(folder / "ids.npy", rows.ids, allow_pickle=False)
-            np.save(folder / "alive.npy", rows.alive, allow_pickle=False)
+            np.save(folder / "ids.npy", ids, allow_pickle=False)
+            np.save(folder / "alive.npy", _last_of_each(ids), allow_pickle=False)
             FlatIndex(settings["metric"]).save(folder / "waiting")
             self._merge_lists(main, (folder / FILE).with_suffix(LISTS))
             main.write(folder / FILE)
-        return len(rows.ids)
+        return len(ids)
+
+    def check(self) -> None:
+        """Open the index, before the shards that it was made of go; one that cannot be opened is taken away."""
+        try:
+            FaissIndex.open(self.path, verify=False)  # its files were read for their checksums a moment ago
+        except BaseException:
+            shutil.rmtree(self.path)
+            raise
 
     def _merge_lists(self, main: FactoryIndex, path: Path) -> None:
         """Write the lists of all shards one after the other, each list's codes before its numbers."""
@@ -338,7 +348,18 @@ class _Rows:
             self._rest = (ids[size:], vectors[size:]) if size < len(ids) else None
             count -= size
             if size:
-                yield ids[:size], vectors[:size]
+                yield ids[:size].copy(), vectors[:size]  # keys are kept, and the next may come in the same array
+
+
+def _last_of_each(ids: Ids) -> NDArray[np.bool_]:
+    """Where each key stands for the last time, ``(n,)``."""
+    if (ids[1:] > ids[:-1]).all():
+        return np.ones(len(ids), dtype=np.bool_)
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    out = np.zeros(len(ids), dtype=np.bool_)
+    out[order[np.append(ordered[1:] != ordered[:-1], True)]] = True
+    return out
 
 
 def _emptying(blocks: deque[tuple[Ids, Dense]]) -> Blocks:

@@ -92,6 +92,46 @@ def test_a_key_that_comes_again_replaces_its_row(tmp_path: Path) -> None:
     assert set(found.ids[0]) == {KEYS[0], KEYS[5000]}
 
 
+@pytest.mark.parametrize("budget", [2_500_000, 50_000_000])
+def test_a_key_that_comes_again_in_the_same_shard_replaces_its_row(budget: int, tmp_path: Path) -> None:
+    stream = [(KEYS[9:10], VECTORS[:1]), *blocks(), (KEYS[10:3010], VECTORS[5000:8000]), (KEYS[:10], VECTORS[40:50])]
+    assert built(tmp_path / "index", "IVF32,Flat", stream=stream, memory_budget=budget).rows == ROWS + 3011
+    index = FaissIndex.open(tmp_path / "index")
+    np.testing.assert_array_equal(index.ids, KEYS)
+    last = VECTORS[[*range(40, 50), *range(5000, 8000), *range(3010, ROWS)]]
+    np.testing.assert_allclose(index.score(last, KEYS[:, None])[:, 0], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("sample", [SAMPLE, None])
+def test_blocks_may_come_in_the_same_arrays_each_time(sample: np.ndarray | None, tmp_path: Path) -> None:
+    def refilled() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        ids, vectors = np.empty(500, np.int64), np.empty((500, DIM), np.float32)
+        for part in range(0, ROWS, 500):
+            ids[:], vectors[:] = KEYS[part : part + 500], VECTORS[part : part + 500]
+            yield ids, vectors
+
+    with pytest.raises(ConnectionError):
+        built(tmp_path / "index", "IVF32,Flat", stream=stopped(12))
+    assert built(tmp_path / "index", "IVF32,Flat", stream=refilled()).reused
+    built(tmp_path / "fresh", "IVF32,Flat", stream=refilled(), sample=sample)
+    for name in ("index", "fresh"):
+        index = FaissIndex.open(tmp_path / name)
+        np.testing.assert_allclose(index.score(VECTORS[:ROWS], KEYS[:, None])[:, 0], 1, atol=1e-6)
+
+
+def test_shards_stay_until_the_index_has_been_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise CorruptArtifact("It cannot be opened.", "Rebuild it.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FaissIndex, "open", refused)
+        with pytest.raises(CorruptArtifact):
+            built(tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+    assert built(tmp_path / "index").reused >= 3
+    assert len(FaissIndex.open(tmp_path / "index")) == ROWS
+
+
 def test_a_sample_is_drawn_from_the_first_rows_if_none_is_given(tmp_path: Path) -> None:
     report = built(tmp_path / "index", sample=None, train_size=2000, memory_budget=4_000_000)
     index = FaissIndex.open(tmp_path / "index")
