@@ -116,6 +116,11 @@ class InvertedIndex:
         return {"type": "InvertedIndex", "precision": self.precision}
 
     @property
+    def weights_below(self) -> int:
+        """Columns from here on hold counts, which BM25 weighs; beyond all of them where none does."""
+        return self.weighting.weights_below
+
+    @property
     def lowest(self) -> float:
         """0: weights are not negative."""
         return 0.0

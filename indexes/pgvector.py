@@ -18,6 +18,7 @@ from reperio.indexes.flat import Metric
 from reperio.indexes.pgvector_columns import BYTES, DType, column, copied, width
 from reperio.indexes.pgvector_table import PostgresTable, State, among, neighbors, none
 from reperio.indexes.rows import check_ids, check_pairs, check_search
+from reperio.indexes.weighting import ALL
 from reperio.postgres import Packed
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -126,6 +127,8 @@ class PgvectorIndex(PostgresTable):
             "lists": self.lists,
             "options": self.options or None,
         }
+
+    weights_below = ALL
 
     @property
     def lossless(self) -> bool:

@@ -28,6 +28,7 @@ from reperio.indexes.quiet import quiet
 from reperio.indexes.rows import check_removed, check_search, merge, pad
 from reperio.indexes.stored import arguments, ascends, once_each, read_array, whole
 from reperio.indexes.verified import read_verified
+from reperio.indexes.weighting import ALL
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -149,6 +150,7 @@ class SeismicIndex:
 
     lossless = True
     returns_only_matches = True
+    weights_below = ALL
     lowest = 0.0
 
     def __init__(

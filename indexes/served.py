@@ -26,6 +26,7 @@ from reperio.indexes.flat import Metric, unit
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, pad
 from reperio.indexes.sparse_rows import check_sparse, drop_zeros
 from reperio.indexes.tables import BYTES, State, Table, TableSearch, fetched, split
+from reperio.indexes.weighting import ALL
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -52,6 +53,7 @@ class ServedIndex(ABC):
     """
 
     kind: ClassVar[str]
+    weights_below = ALL
 
     def __init__(self, *, sparse: bool, metric: Metric, prefix: str) -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", prefix):

@@ -55,7 +55,7 @@ def choose(
 def _spec(signal: LiveSignal, given: Given | None, rows: Ids, *, hosted: bool) -> Spec:
     what = f"The index for {signal.name!r}"
     old: Index[Any] = build(signal.derived.spec)
-    fresh = old if given is None else _index(given, metric_of(old), what)
+    fresh = old if given is None else new_index(given, metric_of(old), what)
     if homeless(fresh, hosted=hosted):
         problem = (
             f"{what} is a {type(fresh).__name__} without a url: it lives in PostgreSQL, and the target is a folder."
@@ -71,8 +71,15 @@ def _spec(signal: LiveSignal, given: Given | None, rows: Ids, *, hosted: bool) -
     return dict(fresh.spec)
 
 
-def _index(given: Given, metric: str | None, what: str) -> Index[Any]:
-    """An index of its own like the one given: a name or a factory gets the metric of the source."""
+def new_index(given: Given, metric: str | None, what: str, *, own: bool = False) -> Index[Any]:
+    """An empty index as it was asked for: a name or a factory gets the metric of the one that it replaces.
+
+    An index that was given is built anew, unless it may be made one's ``own`` with all that it has learnt.
+
+    Raises
+    ------
+    ConfigurationError
+    """
     made: Any
     if isinstance(given, str) and given not in registered():
         made = build({"type": "FaissIndex", "factory": given, "metric": metric or "cosine"})
@@ -87,7 +94,7 @@ def _index(given: Given, metric: str | None, what: str) -> Index[Any]:
     else:
         if len(given):
             raise ConfigurationError(f"{what} holds {len(given)} rows already.", "Give an empty index.")
-        made = build(given.spec)
+        made = given if own else build(given.spec)
     if not _searches(made):
         raise ConfigurationError(f"{what} is a {type(made).__name__}.", "Give an index, or a FAISS factory string.")
     index: Index[Any] = made

@@ -11,6 +11,8 @@ from typing import Any, Self, overload
 import numpy as np
 
 from reperio import forks
+from reperio.agreement import metric_of
+from reperio.choosing import Given, new_index
 from reperio.embeddings import Dense
 from reperio.errors import ConfigurationError, InvalidInput, ReadOnly
 from reperio.explain import Explanation
@@ -26,11 +28,11 @@ from reperio.opening import Place, Signals, attach, chosen, place
 from reperio.opening import hybrid as hybrid
 from reperio.opening import lexical as lexical
 from reperio.pipeline import Step
-from reperio.protocols import Index, Spec
+from reperio.protocols import Spec
 from reperio.registry import build
 from reperio.retrieval import Options
 from reperio.searcher import Request, Searcher
-from reperio.signals import LiveSignal, check_home
+from reperio.signals import LiveSignal, check_home, check_weighing
 from reperio.stores.rows import Mode
 from reperio.types import Document, Query, Ranking
 from reperio.upkeep import COMPACT_AT, Upkeep
@@ -254,7 +256,7 @@ class Collection:
         self._upkeep.checkpoint()
         self._upkeep.consider()
 
-    def reindex(self, signal: str, index: Index[Any] | str) -> None:
+    def reindex(self, signal: str, index: Given) -> None:
         """Fill another, empty index from the store, then switch to it; `rollback` switches back.
 
         Searches go on in the old index until the switch, which is a rename, and commits of other threads go on too.
@@ -264,21 +266,23 @@ class Collection:
         signal
             Its name.
         index
-            Empty, of the signal's kind; or a FAISS factory string, with the metric of the index in use.
+            Empty, of the signal's kind; its specification; or the name of its class or a FAISS factory string, with the
+            metric of the index in use.
 
         Raises
         ------
         ConfigurationError
-            If it cannot hold the signal's embeddings, or has nowhere to keep them; nothing is done then.
+            If it cannot hold the signal's embeddings, takes counts for weights, or has nowhere to keep rows; nothing is
+            done then.
         ReadOnly
         """
         self._check_writable()
-        fresh = self._from_factory(signal, index) if isinstance(index, str) else index
-        if len(fresh):
-            raise ConfigurationError(f"The index holds {len(fresh)} rows already.", "Give an empty index.")
-        check_home(fresh, f"The index for {signal!r}", hosted=self._store.host is not None)
-        self._named(signal).check(fresh)
-        self._upkeep.reindex(self._named(signal), fresh)
+        live, what = self._named(signal), f"The index for {signal!r}"
+        fresh = new_index(index, metric_of(build(live.derived.spec)), what, own=True)
+        check_home(fresh, what, hosted=self._store.host is not None)
+        check_weighing(live.encoder, fresh, what)
+        live.check(fresh)
+        self._upkeep.reindex(live, fresh)
 
     def rollback(self, signal: str) -> None:
         """Go back to the index before the last `reindex`; documents committed since are in it too."""
@@ -436,11 +440,6 @@ class Collection:
         if name not in self._signals:
             raise ConfigurationError(f"There is no signal {name!r}.", f"There are: {', '.join(self._signals)}.")
         return self._signals[name]
-
-    def _from_factory(self, signal: str, factory: str) -> Index[Any]:
-        metric = self._named(signal).derived.spec.get("metric", "cosine")
-        index: Index[Any] = build({"type": "FaissIndex", "factory": factory, "metric": metric})
-        return index
 
     def _check_writable(self) -> None:
         if self._writer not in (None, os.getpid()):

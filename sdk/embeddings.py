@@ -119,6 +119,9 @@ def check_dense(vectors: object, *, what: str, dim: int | None = None, rows: int
     ShapeError
         Wrong rank, dtype, d or n; or a NaN or infinite value (the message names the row).
     """
+    if isinstance(vectors, Sparse | MultiVector):
+        problem = f"{what} is {type(vectors).__name__}, not one dense vector each."
+        raise ShapeError(problem, "Use an index for this kind, as InvertedIndex or MultiVectorIndex.")
     array = np.asarray(vectors)
     if array.dtype.kind not in "fiu":
         raise ShapeError(f"{what} has dtype {array.dtype}, not a number.", "Give an array of floats.")

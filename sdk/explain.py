@@ -11,7 +11,10 @@ from reperio.types import Document
 
 @dataclass(frozen=True, slots=True)
 class TermScore:
-    """What one term adds to a lexical score: ``contribution`` = query weight × idf × saturated frequency."""
+    """What one term adds to a lexical score: ``contribution`` = query weight × idf × saturated frequency.
+
+    Of a learned weight, which is the ``frequency`` then, the idf is 1 and nothing is saturated.
+    """
 
     term: str
     frequency: float
@@ -94,8 +97,11 @@ class Explanation:
             lines.append(
                 f"  {name}: {part.score:.4f}, rank {part.rank}, adds {part.contribution:.4f}; {how} by {part.plan}"
             )
-            lines += [
-                f"    {t.term}: {t.frequency:g}× in the text, idf {t.idf:.3f}, adds {t.contribution:.4f}"
-                for t in part.terms
-            ]
+            lines += [f"    {t.term}: {_held(t)}, adds {t.contribution:.4f}" for t in part.terms]
         return "\n".join(lines)
+
+
+def _held(term: TermScore) -> str:
+    if term.idf == 1:
+        return f"weighs {term.frequency:.4g} in the text"
+    return f"{term.frequency:g}× in the text, idf {term.idf:.3f}"

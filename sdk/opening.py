@@ -22,6 +22,9 @@ from reperio.stores.sqlite import SQLiteStore
 
 Signals: TypeAlias = Mapping[str, Signal[Any]]
 
+_OURS = ("store.sqlite", "writer.", "indexes", ".")
+"""What may lie in the folder of a collection whose making was cut short, or be put there by a file manager."""
+
 
 def hybrid(encoder: Encoder[Dense] | None = None, *, index: Index[Dense] | None = None) -> dict[str, Signal[Any]]:
     """The default signals: BM25, and dense vectors in an exact FAISS index.
@@ -194,11 +197,26 @@ def chosen(path: Path | str, given: Signals | None) -> Signals | None:
     """
     if (isinstance(path, str) and is_url(path)) or os.path.lexists(os.path.join(path, "store.sqlite")):  # noqa: PTH118
         return given
+    _check_folder(Path(path))
     signals = hybrid() if given is None else given
     _check_names(signals)
     for signal in signals.values():
         describe(signal, hosted=False)
     return signals
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse to make a collection where something else is."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder} is a file.", "Give a folder, which need not be there yet.")
+    others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(_OURS))
+    if others:
+        problem = f"{folder} is no collection, and holds {others[0]!r}" + f" and {len(others) - 1} more" * (
+            len(others) > 1
+        )
+        raise ConfigurationError(f"{problem}.", f"Give a folder of its own: {folder / 'collection'}.")
 
 
 def _check_names(signals: Signals) -> None:

@@ -51,7 +51,8 @@ class Index(Protocol[E_contra]):
 
     Scores: higher is better; a distance is negated. k larger than the index pads. Ties go to the lower key.
     A mutation that fails leaves the index as it was. One that compares every row says ``exhaustive = True``; one that
-    does not say is taken for approximate.
+    does not say is taken for approximate. A sparse index, and a sparse encoder, may say ``weights_below``, the first
+    column that holds counts: where both say, a signal of the two must agree.
     """
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast, overload
@@ -101,7 +101,7 @@ class Searcher:
         self, queries: Sequence[str | Query], request: Request, embeddings: Mapping[str, Dense]
     ) -> list[Ranking]:
         """One ranking for each query."""
-        asked = [q if isinstance(q, Query) else Query(str(i), q) for i, q in enumerate(_checked_queries(list(queries)))]
+        asked = [q if isinstance(q, Query) else Query(str(i), q) for i, q in enumerate(_checked_queries(queries))]
         used = self._used(request)
         if not asked:
             return []
@@ -255,7 +255,10 @@ def _terms(signal: LiveSignal, query: Any, row: int, text: str) -> tuple[TermSco
     return tuple(TermScore(names.get(term, str(term)), *rest) for term, *rest in explain(query, row))
 
 
-def _checked_queries(queries: Sequence[str | Query]) -> Sequence[str | Query]:
+def _checked_queries(given: Iterable[str | Query]) -> Sequence[str | Query]:
+    if not isinstance(cast("object", given), Iterable):
+        raise InvalidInput(f"The queries are {given!r}.", "Give a string, a Query, or a list of these.")
+    queries = list(given)
     for i, query in enumerate(queries):
         if not isinstance(query, str | Query):
             raise InvalidInput(f"Query {i} is a {type(query).__name__}.", "Give a string or a Query.")

@@ -64,6 +64,7 @@ def describe(signal: Signal[Any], *, hosted: bool) -> dict[str, Any]:
         raise ConfigurationError("A signal of texts stores no embeddings.", "Declare it with Signal(…, stored=False).")
     canaries = _canaries(signal.encoder)
     fresh: Index[Any] = build(signal.index.spec)
+    check_weighing(signal.encoder, fresh, "The index")
     fingerprint = signal.encoder.fingerprint
     if canaries is None:  # it encodes nothing itself
         check_index(fresh, example(fingerprint.kind, dim=fingerprint.dim))
@@ -94,6 +95,29 @@ def check_home(index: Index[Any], what: str, *, hosted: bool) -> None:
         kind = type(index).__name__
         problem = f"{what} is a {kind} without a url: it lives in PostgreSQL, and the collection is in a folder."
         raise ConfigurationError(problem, "Give its url, or choose another, as FaissIndex.")
+
+
+def check_weighing(encoder: Encoder[Any], index: Index[Any], what: str) -> None:
+    """Refuse an index that would take counts for weights, or weights for counts, where both say what is which.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    made, taken = getattr(encoder, "weights_below", None), getattr(index, "weights_below", None)
+    dim = encoder.fingerprint.dim
+    if encoder.fingerprint.kind != "sparse" or made is None or taken is None or min(made, dim) == min(taken, dim):
+        return
+    names = type(encoder).__name__, type(index).__name__
+    if made >= dim:
+        raise ConfigurationError(
+            f"{what}, {names[1]}, weighs counts, and {names[0]} gives none.", "Use InvertedIndex()."
+        )
+    held = "in every column" if made == 0 else f"in the columns from {made}"
+    wanted = "BM25Index()" if made == 0 else f"BM25Index(weights_below={made})"
+    raise ConfigurationError(
+        f"{what}, {names[1]}, does not weigh the counts that {names[0]} gives {held}.", f"Use {wanted}."
+    )
 
 
 def check_index(fresh: Index[Any], embeddings: Any) -> None:

@@ -25,6 +25,7 @@ from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.hnswlib import HnswlibIndex
+from reperio.indexes.inverted import InvertedIndex
 from reperio.indexes.pgvector import PgvectorIndex
 from reperio.indexes.quantized import QuantizedIndex
 from reperio.indexes.transformed import TransformedIndex
@@ -537,6 +538,17 @@ def test_what_the_system_does_not_tell_is_left_open(tmp_path: Path, monkeypatch:
         assert (stats.resident_bytes, stats.signals["bm25"]["mapped"], stats.signals["bm25"]["resident"]) == (None,) * 3
 
 
+def test_the_name_of_a_class_is_enough_to_reindex(tmp_path: Path) -> None:
+    with Collection.open(tmp_path / "c", signals=signals()) as c:
+        c.upsert(documents(9))
+        before = c.search("walrus", 3).ids
+        c.reindex("dense", "FlatIndex")
+        assert c.stats().signals["dense"]["index"]["type"] == "FlatIndex"
+        c.reindex("dense", {"type": "FaissIndex", "factory": "SQ8"})
+        assert c.stats().signals["dense"]["index"]["factory"] == "SQ8"
+        assert c.search("walrus", 3).ids == before
+
+
 def test_what_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:
     """Sparse rows do not go into a dense index, which nobody can tell before some were encoded."""
     wrong: dict[str, Signal[Any]] = {"bm25": Signal(BM25Encoder(), FlatIndex("ip"), stored=False)}
@@ -555,6 +567,19 @@ def test_what_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:
         ("dense", BM25Index, r"for 'dense', BM25Index, cannot hold its dense embeddings"),
         ("dense", lambda: "IVF4,PQ7", r"cannot hold .*512 dimensions"),
         ("dense", lambda: learnt(64), r"cannot hold .*512 dimensions, expected 64"),
+        (
+            "bm25",
+            lambda: "HNSW32",
+            r"for 'bm25', FaissIndex, cannot hold its sparse embeddings: .*Sparse, not one dense",
+        ),
+        (
+            "bm25",
+            InvertedIndex,
+            r"for 'bm25', InvertedIndex, does not weigh the counts that BM25Encoder gives in every column. Use BM",
+        ),
+        ("bm25", lambda: "SeismicIndex", r"for 'bm25', SeismicIndex, does not weigh the counts"),
+        ("bm25", lambda: BM25Index(weights_below=9), r"does not weigh the counts"),
+        ("dense", lambda: FlatIndex, r"for 'dense' is a type. Give an index"),
         ("dense", PgvectorIndex, r"for 'dense' is a PgvectorIndex without a url: .* Give its url"),
     ],
 )

@@ -44,6 +44,8 @@ class BM25Encoder:
     ([2.0, 1.0, 1.0, 1.0], 0)
     """
 
+    weights_below = 0  # every column holds counts
+
     def __init__(
         self,
         language: str = "english",

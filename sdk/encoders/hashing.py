@@ -124,6 +124,11 @@ class HashWeights:
         return {"type": "HashWeights", "dim": self.dim}
 
     @property
+    def weights_below(self) -> int:
+        """Columns from here on hold counts: none does."""
+        return self.dim
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """What must be equal for two rows to compare: the hash and V."""
         return Fingerprint.make("sparse", "hashed-weights", self.dim, hash="crc32", words=_WORD.pattern)

@@ -22,6 +22,7 @@ class SparseSum:
 
     One of them may be a `BM25Encoder`. Its columns are hashes, so the others' come before: give
     ``BM25Index(weights_below=encoder.weights_below)``. Without one, give an `InvertedIndex`.
+    An encoder that cannot tell the words of its columns has them told by its name and their number.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ class SparseSum:
         out: dict[int, str] = {}
         for name, encoder in self.encoders.items():
             told: Callable[[str], Mapping[int, str]] | None = getattr(encoder, "terms", None)
-            words: Mapping[int, str] = dict[int, str]() if told is None else told(text)
+            words = _numbered(name, encoder, text) if told is None else told(text)
             columns = self._place(name, np.fromiter(words, dtype=np.int64, count=len(words)))
             out.update(zip(columns.tolist(), words.values(), strict=True))
         return out
@@ -122,3 +123,8 @@ class SparseSum:
         tokens = np.max([part.token_counts for part in parts.values()], axis=0)
         cut = np.any([part.truncated for part in parts.values()], axis=0)
         return Encoded(Sparse(indptr, columns[order], values[order], self.dim), tokens, cut)
+
+
+def _numbered(name: str, encoder: Encoder[Any], text: str) -> dict[int, str]:
+    rows: Sparse = encoder.encode_query([text]).embeddings
+    return {column: f"{name}:{column}" for column in rows.indices.tolist()}
