@@ -257,13 +257,14 @@ class BinaryIndex:
         start, size = self._size, self._size + len(ids)
         self._codes = grown(self._codes if start else self._codes.reshape(0, codes.shape[1]), size)
         self._codes[start:size] = codes
-        if self._walk is not None:
-            try:
+        try:
+            if self._walk is not None:
                 self._walk.add(codes)
-            except BaseException:
+            self._rows.append(ids)
+        except BaseException:
+            if self._walk is not None:
                 self._rows.bury(int(self._walk.ntotal))
-                raise
-        self._rows.append(ids)
+            raise
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""

@@ -265,15 +265,20 @@ class FlatIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        places = [self._at.pop(key, -1) for key in check_removed(ids).tolist()]
-        gone = np.sort([place for place in places if place >= 0]).astype(np.int64)
-        size = len(self)
+        keys = [key for key in dict.fromkeys(check_removed(ids).tolist()) if key in self._at]
+        gone = np.sort(np.array([self._at[key] for key in keys], dtype=np.int64))
+        size = len(self) - len(gone)
         # The last rows move into the holes, so that what is held stays in one piece.
         holes = gone[gone < size]
-        movers = np.setdiff1d(np.arange(size, size + len(gone)), gone)
-        for array in (self._ids, self._vectors, self._squares):
-            array[holes] = array[movers]
-        self._at.update(zip(self._ids[holes].tolist(), holes.tolist(), strict=True))
+        movers = np.setdiff1d(np.arange(size, len(self)), gone)
+        moved = [(array, array[movers]) for array in (self._ids, self._vectors, self._squares)]
+        places = dict(zip(self._ids[movers].tolist(), holes.tolist(), strict=True))
+        # From here on nothing can fail for lack of memory.
+        for key in keys:
+            del self._at[key]
+        for array, rows in moved:
+            array[holes] = rows
+        self._at.update(places)
         return len(gone)
 
     def search(

@@ -223,13 +223,15 @@ class GrowingIndex:
 
     def _append(self, main: FactoryIndex, ids: Ids, vectors: Dense) -> None:
         """Fill positions that no row has yet; if it fails they stay dead."""
+        if main.total != len(self.rows.ids):  # once they could not even be told to be
+            self.rows.bury(main.total)
         try:
             for i in range(0, len(vectors), _CHUNK):
                 main.append(self.scaled(vectors[i : i + _CHUNK]))
+            self.rows.append(ids)
         except BaseException:
             self.rows.bury(main.total)
             raise
-        self.rows.append(ids)
 
     def _absorb(self, main: FactoryIndex, tuner: Tuner | None) -> None:
         """Take in the rows that wait."""

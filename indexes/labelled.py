@@ -170,12 +170,12 @@ class LabelledIndex(ABC):
         parts = (self._scaled(vectors[at : at + _CHUNK]) for at in range(0, len(vectors), _CHUNK))
         try:
             _append(engine, len(self._rows.ids), parts)
+            self._rows.append(ids)
         except BaseException:
             if self._engine is not None:  # labels that the engine may have by now stay dead
                 self._rows.bury(len(self._rows.ids) + len(ids))
             raise
         self._engine, self._dim = engine, vectors.shape[1]
-        self._rows.append(ids)
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""

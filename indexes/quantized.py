@@ -261,9 +261,9 @@ class QuantizedIndex:
             self._dim = vectors.shape[1]
             return
         self._coded.put(len(self._rows.ids), vectors)
+        self._rows.append(ids)
         if isinstance(self._coded.codec, Int8Codec):
             self._clipped += self._coded.codec.clipped(reduced(vectors, self.dims, self.metric))
-        self._rows.append(ids)
         self._let_go()
 
     def _sample(self, vectors: Dense) -> Dense | None:

@@ -198,7 +198,7 @@ class Rows:
         self._places: Positions = np.empty(0, dtype=np.int64)
         self._mapped = self._size
         if not _ascending(self._ids):
-            self._fold()
+            self._take(_folded(self._ids, self._alive))
 
     @classmethod
     def read(cls, folder: Path, *, marked: bool = True, mapped: Mapped = None) -> Self:
@@ -249,26 +249,40 @@ class Rows:
         return found
 
     def append(self, ids: Ids) -> None:
-        """Give the next positions to these keys, each once; where they stood before is dead."""
-        self.remove(ids)
-        start, self._size = self._size, self._size + len(ids)
-        self._ids, self._alive = grown(self._ids, self._size), grown(self._alive, self._size)
-        self._ids[start : self._size], self._alive[start : self._size] = ids, True
-        self._live += len(ids)
-        in_order = self._keys is None and self._mapped == start
-        if in_order and _ascending(self._ids[max(start - 1, 0) : self._size]):
-            self._mapped = self._size
-        elif len(self._recent) + len(ids) > max(_RECENT, self._size // 8):
-            self._fold()
+        """Give the next positions to these keys, each once; where they stood before is dead.
+
+        If it fails, as for lack of memory, nothing has changed.
+        """
+        before = self.find(ids)
+        before = before[before >= 0]
+        start, size = self._size, self._size + len(ids)
+        keys, alive = grown(self._ids, size), grown(self._alive, size)
+        keys[start:size], alive[start:size] = ids, True  # which nobody looks at yet
+        in_order = self._keys is None and self._mapped == start and _ascending(keys[max(start - 1, 0) : size])
+        many = len(self._recent) + len(ids) > max(_RECENT, size // 8)
+        recent = {} if in_order or many else dict(zip(ids.tolist(), range(start, size), strict=True))
+        folded = None
+        if many and not in_order:
+            living = alive[:size].copy()
+            living[before] = False
+            folded = _folded(keys, living)
+        alive[before] = False
+        self._ids, self._alive, self._size = keys, alive, size
+        self._live += len(ids) - len(before)
+        if in_order:
+            self._mapped = size
+        elif folded is not None:
+            self._take(folded)
         else:
-            self._recent.update(zip(ids.tolist(), range(start, self._size), strict=True))
+            self._recent.update(recent)
 
     def bury(self, size: int) -> None:
         """Make positions up to ``size`` dead that were filled, but never given to a key."""
-        start, self._size = self._size, size
-        self._ids, self._alive = grown(self._ids, size), grown(self._alive, size)
-        self._ids[start:size], self._alive[start:size] = -1, False
-        self._fold()
+        keys, alive = grown(self._ids, size), grown(self._alive, size)
+        keys[self._size : size], alive[self._size : size] = -1, False
+        folded = _folded(keys, alive[:size])
+        self._ids, self._alive, self._size = keys, alive, size
+        self._take(folded)
 
     def remove(self, ids: Ids) -> int:
         """Mark the positions of these keys dead; returns how many were alive."""
@@ -287,12 +301,17 @@ class Rows:
         out[found[found >= 0]] = True
         return out
 
-    def _fold(self) -> None:
-        live = np.flatnonzero(self.alive)
-        self._places = live[np.argsort(self._ids[live])]
-        self._keys = self._ids[self._places]
+    def _take(self, folded: tuple[Ids, Positions]) -> None:
+        self._keys, self._places = folded
         self._mapped = self._size
         self._recent.clear()
+
+
+def _folded(ids: Ids, alive: NDArray[np.bool_]) -> tuple[Ids, Positions]:
+    """The live keys in order, and where they stand."""
+    live = np.flatnonzero(alive)
+    places = live[np.argsort(ids[live])]
+    return ids[places], places
 
 
 def _ascending(ids: Ids) -> bool:

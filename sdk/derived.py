@@ -222,7 +222,12 @@ class DerivedIndex:
         if self._stale():
             self._load()
         if self.seq < self._log.seq and self._index is not None and self.follows:
-            self.seq, added, taken = replay(self._log, self._embed, self._index, self.seq)
+            try:
+                self.seq, added, taken = replay(self._log, self._embed, self._index, self.seq)
+            except BaseException:  # which may have come in the middle of a change, as Ctrl-C does
+                if not isinstance(self._index, Served):
+                    self.forget()
+                raise
             self.replayed += added
             self._taken += taken
 
