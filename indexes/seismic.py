@@ -26,6 +26,7 @@ from reperio.indexes.inverted import InvertedIndex, TermScore
 from reperio.indexes.postings import Precision
 from reperio.indexes.quiet import quiet
 from reperio.indexes.rows import check_removed, check_search, merge, pad
+from reperio.indexes.sparse_rows import drop_zeros
 from reperio.indexes.stored import arguments, ascends, once_each, read_array, whole
 from reperio.indexes.verified import read_verified
 from reperio.indexes.weighting import ALL
@@ -327,7 +328,7 @@ class SeismicIndex:
         now = self._now  # taken once: another thread may change it
         if allowed is not None or not now.segments:
             return self.exact.search(queries, k, allowed=allowed)
-        queries = self.exact.checked(queries)
+        queries = drop_zeros(self.exact.checked(queries))  # Seismic takes a term of no weight for a match
         parts = [s.search(queries, k, cut=cut, heap_factor=self.heap_factor) for s in now.segments]
         if len(waiting := self._unsealed(now)):
             parts.append(self.exact.search(queries, k, allowed=waiting))

@@ -80,6 +80,17 @@ def test_rows_that_are_not_sealed_are_found_exactly(index: SeismicIndex, rows: S
     assert all(np.isin(b[f], a).all() for a, b, f in zip(found.ids, best.ids, fresh, strict=True))
 
 
+def test_a_term_of_no_weight_matches_nothing() -> None:
+    columns = np.concatenate([np.tile([1, 2], 100), np.tile([2, 3], 100)])
+    index = SeismicIndex(seal_at=100)
+    index.add(np.arange(200), Sparse(np.arange(0, 401, 2), columns, np.ones(400, dtype=np.float32), 8))
+    asked = Sparse(np.array([0, 2, 3, 3]), np.array([1, 3, 3]), np.array([1, 0, 0], dtype=np.float32), 8)
+    found, wanted = index.search(asked, 200), index.exact.search(asked, 200)
+    assert (found.ids >= 0).sum(axis=1).tolist() == [100, 0, 0]
+    np.testing.assert_array_equal(found.ids, wanted.ids)
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+
+
 def test_rows_that_wait_are_those_of_now_after_each_change(rows: Sparse) -> None:
     """Which they are is kept from one search to the next."""
     index = SeismicIndex(seal_at=1000)
