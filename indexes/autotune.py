@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from itertools import takewhile
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from reperio.embeddings import Dense, IdSet
-from reperio.errors import InvalidInput, UnsupportedOperation
+from reperio.embeddings import Dense, Ids, IdSet, check_dense
+from reperio.errors import ConfigurationError, InvalidInput, UnsupportedOperation
 from reperio.indexes.presets import check_recall
+from reperio.indexes.tune_report import OperatingPoint, TuneReport
 from reperio.protocols import Index
 from reperio.types import Neighbors
 
@@ -24,9 +25,6 @@ __all__ = ["OperatingPoint", "Tunable", "TuneReport", "autotune"]
 
 _STEP = 1.05
 """The chosen value is at most so many times the least that reaches the recall."""
-
-_SURE = 1.0
-"""Standard errors by which a recall has to pass the target: of six that do, chance carries one."""
 
 _BETWEEN = (0.625, 0.75, 1.25, 1.5)
 """Of the quickest refinement among the doubled ones: what is tried beside it."""
@@ -52,113 +50,30 @@ _TIE = 1e-5
 """A row whose score is so near the k-th best is as good as it."""
 
 
-@dataclass(frozen=True, slots=True)
-class OperatingPoint:
-    """Search options, and what they gave.
-
-    Attributes
-    ----------
-    options
-        Values by name.
-    recall
-        Share of the k best rows that were found, the mean over all queries.
-    milliseconds
-        Of one query, asked in a batch of all.
-    error
-        Standard error of the recall, by how far the queries differ.
-    """
-
-    options: dict[str, int]
-    recall: float
-    milliseconds: float
-    error: float = 0.0
-
-    def reaches(self, target: float) -> bool:
-        """Whether other queries like these can be trusted to reach a recall too."""
-        return self.recall - _SURE * self.error >= target
-
-
-@dataclass(frozen=True, slots=True)
-class TuneReport:
-    """What an autotuner measured and what it chose; its text is a table.
-
-    Attributes
-    ----------
-    factory
-        The index.
-    rows, row_bytes
-        How many it held, and the memory that each takes.
-    queries, k
-        How many were asked, for how many results.
-    target
-        The recall asked for.
-    chosen
-        The point in force: the quickest that reaches the target, or the best there is.
-    points
-        All that were measured, by options.
-    """
-
-    factory: str
-    rows: int
-    row_bytes: int
-    queries: int
-    k: int
-    target: float
-    chosen: OperatingPoint
-    points: tuple[OperatingPoint, ...] = field(repr=False)
-
-    @property
-    def reached(self) -> bool:
-        """Whether the point chosen has the recall asked for."""
-        return self.chosen.recall >= self.target
-
-    def options_for(self, k: int, rows: int) -> dict[str, int]:
-        """The options chosen, fitted to another number of results, and to rows that have come since.
-
-        As many rows are scored again for few results as for the k that was tuned for. Where rows lie denser, an
-        estimate is wrong by as many more of them.
-        """
-        out, more, grown = dict(self.chosen.options), max(1.0, k / self.k), max(1.0, rows / max(1, self.rows))
-        if "k_factor" in out:
-            out["k_factor"] = math.ceil(out["k_factor"] * grown * max(1.0, self.k / k))
-        if "nprobe" in out:
-            out["nprobe"] = math.ceil(out["nprobe"] * math.sqrt(more))
-        if "efSearch" in out:
-            out["efSearch"] = max(math.ceil(out["efSearch"] * math.sqrt(grown)), 2 * k if more > 1 else 0)
-        return out
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON keeps it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `as_json`."""
-        points = tuple(OperatingPoint(**point) for point in data["points"])
-        fields: dict[str, Any] = {**data, "chosen": OperatingPoint(**data["chosen"]), "points": points}
-        return cls(**fields)
-
-    def __str__(self) -> str:
-        names = list(self.chosen.options)
-        verdict = "reached" if self.reached else "NOT reached"
-        lines = [
-            f"{self.factory}: {self.rows} rows of {self.row_bytes} bytes; {self.queries} queries, "
-            f"recall@{self.k} {self.target:g} {verdict}",
-            "  ".join(["  ", *(f"{name:>8}" for name in names), "recall", "ms a query"]),
-        ]
-        for point in self.points:
-            mark = "->" if point == self.chosen else "  "
-            values = (f"{point.options[name]:>8}" for name in names)
-            lines.append("  ".join([mark, *values, f"{point.recall:.4f}", f"{point.milliseconds:10.4f}"]))
-        return "\n".join(lines)
-
-
+@runtime_checkable
 class Tunable(Protocol):
     """An index whose search has options to be tuned."""
 
-    tuning: TuneReport | None
+    @property
+    def tuning(self) -> TuneReport | None: ...
+
+    @tuning.setter
+    def tuning(self, report: TuneReport | None, /) -> None: ...
 
     def __len__(self) -> int: ...
+
+    @property
+    def ids(self) -> IdSet: ...
+
+    @property
+    def training_size(self) -> int:
+        """How many vectors it has still to learn from; until then searches are exact."""
+        ...
+
+    @property
+    def waiting_ids(self) -> IdSet:
+        """Keys of the rows that are compared one by one until they are taken in, ``(w,)``."""
+        ...
 
     @property
     def factory(self) -> str: ...
@@ -192,7 +107,8 @@ def autotune(
     Parameters
     ----------
     index
-        A `FaissIndex` that holds rows.
+        A `FaissIndex` that holds rows, and has learnt what its factory learns. Rows that wait beside a mapped file
+        are found by comparing each: those count neither way.
     queries
         What will be asked, ``(q, d)``: real queries are best; some hundred are enough. Rows that the index holds
         are no fair queries: a graph found 0.98 of their neighbours where it found 0.91 of others'.
@@ -213,9 +129,11 @@ def autotune(
     Raises
     ------
     ConfigurationError
-        A recall that is no share.
-    InvalidInput
-        No queries, or an index without rows.
+        A recall that is no share; an index that has nothing to set.
+    UnsupportedOperation
+        The index has still to learn, or all its rows wait: searches are exact.
+    InvalidInput, ShapeError
+        No queries, or an index without rows; queries unlike the rows; an ``exact`` with other rows.
 
     Examples
     --------
@@ -226,10 +144,21 @@ def autotune(
     >>> autotune(index, rows[400:], recall=0.9).reached
     True
     """
+    return _tuned(index, queries, recall, k, exact=exact)
+
+
+def _tuned(
+    index: Tunable,
+    queries: Dense,
+    recall: float,
+    k: int,
+    *,
+    exact: Index[Dense] | None = None,
+    asked: float | None = None,
+) -> TuneReport:
     check_recall(recall)
-    if not len(queries) or not len(index):
-        raise InvalidInput(f"There are {len(queries)} queries and {len(index)} rows to tune on.", "Add some first.")
-    trial = _Trial(index, queries, k, exact)
+    asked_for, taken_in = _check(index, queries, exact)
+    trial = _Trial(index, asked_for, k, exact)
     limits = index.widest
     if "k_factor" in limits:
         limits["k_factor"] = max(1, limits["k_factor"] // k)
@@ -237,9 +166,27 @@ def autotune(
     enough = [point for point in found if point.reaches(recall)]
     best = trial.quickest(enough) if enough else max(found, key=lambda point: point.recall)
     points = tuple(sorted(trial.points.values(), key=lambda p: tuple(p.options.values())))
-    report = TuneReport(index.factory, len(index), index.row_bytes, len(queries), k, recall, best, points)
+    sizes = (taken_in, index.row_bytes, len(asked_for), k)
+    report = TuneReport(index.factory, *sizes, recall, best, points, asked)
     index.tuning = report
-    return report
+    return index.tuning
+
+
+def _check(index: object, queries: Dense, exact: Index[Dense] | None) -> tuple[Dense, int]:
+    """Return the queries, and how many rows there are to tune for; refuse an index that has nothing to be tuned."""
+    if not isinstance(index, Tunable):
+        problem = f"autotune cannot set the search options of {type(index).__name__}: only those of FaissIndex."
+        raise ConfigurationError(problem, "Tune a FaissIndex, or give another index its options by hand.")
+    vectors = check_dense(queries, what="queries")
+    if not len(vectors) or not len(index):
+        raise InvalidInput(f"There are {len(vectors)} queries and {len(index)} rows to tune on.", "Add some first.")
+    if index.training_size:
+        problem = f"This {index.factory!r} is not trained yet: its {len(index)} rows are searched exactly."
+        fix = f"Add rows until there are {index.training_size}, train it, or give a smaller train_size."
+        raise UnsupportedOperation(f"{problem} There is nothing to tune.", fix)
+    if exact is not None and not np.array_equal(exact.ids, index.ids):
+        raise InvalidInput(f"exact holds {len(exact)} other rows than these {len(index)}.", "Give it the same.")
+    return vectors, len(index) - len(index.waiting_ids)
 
 
 class Tuner:
@@ -257,11 +204,27 @@ class Tuner:
 
     def __init__(self, index: Tunable, recall: float, *, seed: int) -> None:
         self._index, self._recall, self._seed = index, recall, seed
+        self._last, self._came = 0, 0
+
+    @property
+    def target(self) -> float:
+        """What is aimed at: more than asked, for rows still to come."""
+        return self._recall + _IN_HAND * (1 - self._recall)
+
+    def recognised(self, report: TuneReport) -> TuneReport:
+        """A report that was read, which does not say what was asked where this made it."""
+        return replace(report, asked=self._recall) if report.target == self.target else report
 
     def held_back(self, held: int, coming: int) -> int:
-        """How many of the rows that come are to wait until the others have been searched; 0 most of the time."""
+        """How many of the rows that come are to wait until the others have been searched; 0 most of the time.
+
+        As often as so many rows have come as there were, whether beside these or in their place.
+        """
         last = 0 if self._index.tuning is None else self._index.tuning.rows
-        if coming < _FEWEST or held + coming < max(_TUNED_FROM, 2 * last):
+        if last != self._last:
+            self._last, self._came = last, max(0, held - last)
+        self._came += coming
+        if coming < _FEWEST or held + coming < _TUNED_FROM or self._came < last:
             return 0
         return min(coming, max(_ASKED, (held + coming) // 4))
 
@@ -270,8 +233,8 @@ class Tuner:
         if len(candidates):
             size = min(_ASKED, len(candidates))
             chosen = np.random.default_rng(self._seed).choice(len(candidates), size, replace=False)
-            recall = self._recall + _IN_HAND * (1 - self._recall)
-            autotune(self._index, candidates[chosen], recall=recall)
+            _tuned(self._index, candidates[chosen], self.target, 10, asked=self._recall)
+            self._last, self._came = 0, 0
 
 
 class _Trial:
@@ -281,10 +244,18 @@ class _Trial:
         self.points: dict[tuple[int, ...], OperatingPoint] = {}
         self._index, self._queries, self._k = index, queries, k
         truth = index.exact(queries, k) if exact is None else exact.search(queries, k)
-        self._wanted = truth.ids
+        self._waiting = index.waiting_ids
+        self._wanted = self._taken_in(truth.ids)
+        if (self._wanted < 0).all():
+            problem = f"The {k} best rows of each query wait beside a mapped file, where they are searched exactly."
+            raise UnsupportedOperation(f"{problem} There is nothing to tune.", "Open it without mmap, or compact it.")
         self._score: Callable[[Dense, Any], Dense] = index.score if exact is None else exact.score
         held = np.where(truth.ids >= 0, truth.scores, np.inf)
         self._floor = held.min(axis=1, keepdims=True)
+
+    def _taken_in(self, ids: Ids) -> Ids:
+        """Without the rows that wait, which any search finds."""
+        return np.where(np.isin(ids, self._waiting), -1, ids) if len(self._waiting) else ids
 
     def __call__(self, options: Mapping[str, int]) -> OperatingPoint:
         """Measure once; the same options again are not."""
@@ -321,14 +292,16 @@ class _Trial:
 
     def _recall(self, found: Neighbors) -> tuple[float, float]:
         """Share of the wanted rows found, and its standard error; a row tied with the k-th best is as good."""
-        hits = (found.ids[:, :, None] == self._wanted[:, None, :]).any(axis=2) & (found.ids >= 0)
+        ids, wanted = self._taken_in(found.ids), (self._wanted >= 0).sum(axis=1)
+        hits = (ids[:, :, None] == self._wanted[:, None, :]).any(axis=2) & (ids >= 0)
         try:
-            scores = self._score(self._queries, found.ids)
+            scores = self._score(self._queries, ids)
         except UnsupportedOperation:  # codes that cannot be scored: then tied rows are other rows
             pass
         else:
-            hits |= (found.ids >= 0) & (scores >= self._floor - _TIE * np.maximum(1, np.abs(self._floor)))
-        shares = hits.sum(axis=1) / np.maximum(1, (self._wanted >= 0).sum(axis=1))
+            hits |= (ids >= 0) & (scores >= self._floor - _TIE * np.maximum(1, np.abs(self._floor)))
+        asked = wanted > 0
+        shares = np.minimum(hits.sum(axis=1)[asked], wanted[asked]) / wanted[asked]
         return float(shares.mean()), float(shares.std() / math.sqrt(max(1, len(shares) - 1)))
 
 

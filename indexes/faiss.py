@@ -15,7 +15,7 @@ from reperio.artifacts import loading, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, InvalidInput
 from reperio.extras import load
-from reperio.indexes.autotune import Tuner, TuneReport
+from reperio.indexes.autotune import Tuner
 from reperio.indexes.factory import FactoryIndex
 from reperio.indexes.flat import Metric, check_metric
 from reperio.indexes.gpu import check_device
@@ -25,6 +25,7 @@ from reperio.indexes.presets import check_recall, preset
 from reperio.indexes.ranges import Ranges, ordered, within
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, merge
 from reperio.indexes.stored import arguments, whole
+from reperio.indexes.tune_report import TuneReport
 from reperio.indexes.verified import read_verified
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -106,8 +107,7 @@ class FaissIndex:
         self.recall = None if recall is None else check_recall(recall)
         check_device(device)
         self.train_size, self.seed, self.device = train_size, seed, device
-        self.tuning: TuneReport | None = None
-        """What `autotune` measured and chose."""
+        self._tuning: TuneReport | None = None
         self._declared = factory
         self._options = dict(options or {})
         check_options(f"FaissIndex({factory!r})", self._options, OPTIONS.values())
@@ -143,11 +143,31 @@ class FaissIndex:
 
     @property
     def options(self) -> dict[str, int]:
-        """The search options in force beside the defaults, for ten results: those tuned, and those given."""
-        return {**self._tuned(10), **self._options}
+        """The search options in force beside the defaults: those tuned, for as many results, and those given."""
+        return dict(self._options) if self.tuning is None else self.tuning.in_use
+
+    @property
+    def tuning(self) -> TuneReport | None:
+        """What `autotune` measured and chose, and in `TuneReport.in_use` what `options` are of it."""
+        report = self._tuning
+        return None if report is None else report.now(self._taken_in, self._options)
+
+    @tuning.setter
+    def tuning(self, report: TuneReport | None, /) -> None:
+        self._tuning = report
+
+    @property
+    def _taken_in(self) -> int:
+        return len(self._held.rows)
 
     def _tuned(self, k: int) -> dict[str, int]:
-        return {} if self.tuning is None else self.tuning.options_for(k, len(self))
+        return {} if self._tuning is None else self._tuning.options_for(k, self._taken_in)
+
+    def _keep_tuning(self, report: TuneReport | None) -> None:
+        """Let go of what was measured before it had learnt, or with another factory."""
+        main = self._held.ready
+        fits = report is not None and main is not None and report.fits(main.factory, main.defaults(1))
+        self._tuning = report if fits else None
 
     @property
     def lossless(self) -> bool:
@@ -172,6 +192,11 @@ class FaissIndex:
     def waiting(self) -> int:
         """Rows that are searched exactly until FAISS takes them in."""
         return len(self._held.tail)
+
+    @property
+    def waiting_ids(self) -> IdSet:
+        """Keys of the rows that wait, ``(w,)``, sorted."""
+        return self._held.tail.ids
 
     @property
     def ids(self) -> IdSet:
@@ -239,12 +264,17 @@ class FaissIndex:
     def compact(self) -> None:
         """Give back the positions of rows removed or replaced, and take in rows added to a mapped index.
 
+        Where ``"auto"`` chooses another factory, what was tuned for the one before is let go.
+
         Raises
         ------
         UnsupportedOperation
             If the vectors cannot be had back exactly from the index, or its lists are on disk.
         """
-        self._held.compact(self._tuner)
+        try:
+            self._held.compact(self._tuner)
+        finally:
+            self._keep_tuning(self._tuning)
 
     # Searching
 
@@ -418,7 +448,8 @@ class FaissIndex:
             dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
             index._held.read(path, dim=dim, factory=meta.get("factory", index.factory), mapped=mmap)
             if meta.get("tuning") is not None:
-                index.tuning = TuneReport.from_json(meta["tuning"])
+                report = TuneReport.from_json(meta["tuning"])
+                index._keep_tuning(report if index._tuner is None else index._tuner.recognised(report))
         return index
 
 

@@ -83,7 +83,9 @@ def _measured(index: object) -> dict[str, Any]:
     tuning, report = getattr(index, "tuning", None), getattr(index, "report", None)
     return {
         "factory": getattr(index, "factory", None),
-        "tuning": None if tuning is None else tuning.as_json(),
+        "tuning": None
+        if tuning is None
+        else {**tuning.as_json(), "asked": tuning.asked or tuning.target, "in_use": tuning.in_use},
         "quantization": asdict(report) if is_dataclass(report) and not isinstance(report, type) else None,
     }
 
