@@ -76,7 +76,7 @@ class BinaryIndex:
     Raises
     ------
     ConfigurationError
-        Unknown factory, calibration or option; a number that is not positive.
+        Unknown factory, calibration or option; a number that is not positive; fewer vectors to learn from than lists.
 
     Notes
     -----
@@ -111,8 +111,12 @@ class BinaryIndex:
         self.calibration: Calibration = calibration
         self.options = dict(options or {})
         self._faiss = load("faiss", extra="faiss")
-        self._lists = int(getattr(self._made(64), "nlist", 0))
+        made = self._made(64)
+        self._walks, self._lists = made is not None, int(getattr(made, "nlist", 0))
         self._check(self.options)
+        if train_size is not None and train_size < self._lists:
+            problem = f"train_size is {train_size}, and {factory!r} learns {self._lists} lists."
+            raise ConfigurationError(problem, f"Give {self._lists} or more, {39 * self._lists} to learn well.")
         self._rows = KeyedRows()
         self._codes: Codes = np.empty((0, 0), dtype=np.uint8)
         self._cuts: Dense | None = None  # None until learnt
@@ -199,23 +203,27 @@ class BinaryIndex:
         if len(vectors) < max(1, self._lists):
             problem = f"The sample has {len(vectors)} vectors, {self.factory!r} learns {self._lists} lists."
             raise ShapeError(problem, f"Give {self.training_size}.")
-        if self._learns_cuts:
-            self._cuts = np.median(vectors, axis=0).astype(np.float32)
-        self._dim = vectors.shape[1]
-        self._link(self._encoded(vectors))
-        waiting, self._waiting = self._waiting, FlatIndex("ip")
-        if len(waiting):
-            self._append(waiting.ids, self._encoded(waiting.vectors))
+        self._learn(vectors, self._waiting)
 
-    def _link(self, sample: Codes) -> None:
-        """Make the graph or the lists, and fill them with what is held."""
-        made = self._made(8 * sample.shape[1])
-        if made is not None:
-            if self._lists:
-                made.train(sample)
-            if self._size:
-                made.add(self._codes[: self._size])
-        self._walk = made
+    def _learn(self, sample: Dense, waiting: FlatIndex) -> None:
+        """Learn medians and lists, and take in the rows that wait; if it fails, nothing is changed."""
+        cuts = np.median(sample, axis=0).astype(np.float32) if self._learns_cuts else self._cuts
+        known = encoded(sample, cuts)
+        codes, rows = self._codes[: self._size].reshape(-1, known.shape[1]), self._rows
+        if len(waiting):  # for medians, and while they are not known all rows wait
+            codes, rows = encoded(waiting.vectors, cuts), KeyedRows(waiting.ids)
+        walk, none = self._filled(known, codes), FlatIndex("ip")
+        self._cuts, self._codes, self._rows, self._walk, self._waiting = cuts, codes, rows, walk, none
+        self._dim = sample.shape[1]
+
+    def _filled(self, sample: Codes, codes: Codes) -> Any:
+        """A graph or lists that hold these codes; None where every code is compared."""
+        made = self._made(8 * codes.shape[1])
+        if self._lists:
+            made.train(sample)
+        if made is not None and len(codes):
+            made.add(codes)
+        return made
 
     @property
     def _size(self) -> int:
@@ -236,16 +244,31 @@ class BinaryIndex:
         if not len(ids):
             return
         if self._learns_cuts:
-            self._waiting.add(ids, vectors)
-            self._dim = vectors.shape[1]
-            if len(self._waiting) >= self.training_size:
-                self.train(self._drawn(self._waiting.vectors))
+            self._wait(ids, vectors)
             return
         codes = self._encoded(vectors)
-        if self._walk is None and self._size + len(codes) >= self.training_size:
-            held = self._codes[: self._size].reshape(-1, codes.shape[1])
-            self._link(self._drawn(np.concatenate([held, codes])))
-        self._append(ids, codes)
+        if self._walks and self._walk is None and self._size + len(codes) >= self.training_size:
+            codes = np.concatenate([self._codes[: self._size].reshape(-1, codes.shape[1]), codes])
+            walk = self._filled(self._drawn(codes), codes)
+            self._rows.append(ids)
+            self._codes, self._walk = codes, walk
+        else:
+            self._append(ids, codes)
+        self._dim = vectors.shape[1]
+
+    def _wait(self, ids: Ids, vectors: Dense) -> None:
+        """Let rows wait, until there are enough to learn from."""
+        if len(self._waiting) + len(ids) < self.training_size:
+            self._waiting.add(ids, vectors)
+        else:
+            waiting = FlatIndex("ip")
+            if len(self._waiting):
+                waiting.add(self._waiting.ids, self._waiting.vectors)
+            waiting.add(ids, vectors)
+            if len(waiting) >= self.training_size:
+                self._learn(self._drawn(waiting.vectors), waiting)
+            else:
+                self._waiting = waiting
         self._dim = vectors.shape[1]
 
     def _drawn(self, rows: Any) -> Any:
@@ -255,8 +278,9 @@ class BinaryIndex:
 
     def _append(self, ids: Ids, codes: Codes) -> None:
         start, size = self._size, self._size + len(ids)
-        self._codes = grown(self._codes if start else self._codes.reshape(0, codes.shape[1]), size)
-        self._codes[start:size] = codes
+        held = grown(self._codes if start else np.empty((0, codes.shape[1]), dtype=np.uint8), size)
+        held[start:size] = codes
+        self._codes = held
         try:
             if self._walk is not None:
                 self._walk.add(codes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import faiss
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
-from reperio.indexes import BinaryIndex, FlatIndex
+from reperio.indexes import BinaryIndex, FlatIndex, binary
+from reperio.indexes.chosen import KeyedRows
 from reperio.registry import build
 from reperio.testing.index import clustered
 
@@ -145,6 +147,38 @@ def test_training_says_when_there_is_nothing_to_learn_or_too_little() -> None:
         index.train(VECTORS)
 
 
+@pytest.mark.parametrize("calibration", ["sign", "median"])
+@pytest.mark.parametrize("factory", ["BFlat", "BHNSW16", "BIVF16"])
+def test_rows_that_cannot_be_taken_in_leave_all_as_it_was(
+    factory: str, calibration: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise MemoryError
+
+    changing = [(KeyedRows, "append"), (FlatIndex, "add"), (binary, "KeyedRows"), (binary, "encoded")]
+    changing += [(kind, name) for kind in (faiss.IndexBinaryIVF, faiss.IndexBinaryHNSW) for name in ("add", "train")]
+    failed = 0
+    for (where, name), part in product(changing, (np.arange(5), np.arange(60, 130))):  # too few to learn from, enough
+        index = BinaryIndex(factory, calibration=calibration, train_size=100)  # type: ignore[arg-type]
+        index.add(KEYS[:90], VECTORS[:90])
+        before, waiting, wanted = index.search(QUERIES, 200), index.waiting, index.training_size
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, refused)
+            try:
+                index.add(KEYS[part], -VECTORS[part])
+            except MemoryError:
+                failed += 1
+            else:  # what is patched had no part in it
+                continue
+        after = index.search(QUERIES, 200)
+        np.testing.assert_array_equal(after.ids, before.ids)
+        np.testing.assert_array_equal(after.scores, before.scores)
+        assert (index.waiting, index.training_size) == (waiting, wanted)
+        index.add(KEYS[part], VECTORS[part])
+        np.testing.assert_array_equal(index.ids, np.union1d(KEYS[:90], KEYS[part]))
+    assert failed >= 4
+
+
 # Changing and keeping
 
 
@@ -210,6 +244,7 @@ def test_its_specification_keeps_every_argument() -> None:
         ({"factory": "BHash16"}, "BHash16"),
         ({"calibration": "mean"}, "mean"),
         ({"train_size": 0}, "train_size"),
+        ({"factory": "BIVF64", "train_size": 63}, r"train_size is 63, and 'BIVF64' learns 64 lists.*64 or more"),
         ({"options": {"nprobe": 3}}, r"BinaryIndex\('BFlat'\) has no search option 'nprobe'. It has none"),
         ({"factory": "BIVF8", "options": {"efSearch": 3}}, "It has: nprobe"),
         ({"factory": "BHNSW8", "options": {"efSearch": 0}}, "positive"),
