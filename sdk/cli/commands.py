@@ -52,10 +52,12 @@ def index(  # noqa: PLR0913 - one parameter an option
     """Make a collection, or bring it up to date: what has not changed is not encoded again."""
     with answering(as_json=as_json) as output:
         from reperio.cli.indexing import Selection, choose_signals, fill, open_source, report_table
+        from reperio.cli.opening import writing
 
         documents = open_source(source, Selection(table, query, key or (), text or ()))
         signals = choose_signals(only_lexical=lexical, model=model, factory=factory)
-        report = fill(collection, documents, signals, batch_size=batch_size)
+        with writing():
+            report = fill(collection, documents, signals, batch_size=batch_size)
         output.result(asdict(report), lambda: report_table(report))
 
 
@@ -70,11 +72,11 @@ def search(
 ) -> None:
     """Find the best documents, with the score of each signal and where each text came from."""
     with answering(as_json=as_json) as output:
+        from reperio.cli.opening import reading
         from reperio.cli.searching import hits_table, read_filter, read_names, rows
-        from reperio.collection import Collection
 
         asked = " ".join(query)
-        with Collection.open(collection, mode="r") as opened:
+        with reading(collection) as opened:
             ranking = opened.search(asked, k, where=read_filter(where), signals=read_names(signals))
             found = rows(ranking)
         if not found:
@@ -96,11 +98,15 @@ def explain(
     with answering(as_json=as_json) as output:
         from rich.text import Text
 
+        from reperio.cli.opening import reading
         from reperio.cli.searching import read_filter, read_names
-        from reperio.collection import Collection
+        from reperio.errors import NotFound
 
-        with Collection.open(collection, mode="r") as opened:
-            found = opened.explain(query, document, where=read_filter(where), signals=read_names(signals))
+        with reading(collection) as opened:
+            try:
+                found = opened.explain(query, document, where=read_filter(where), signals=read_names(signals))
+            except NotFound as error:
+                raise NotFound(error.problem, f"See which ids there are: reperio search {collection} QUERY") from error
         output.result(found.to_dict(), lambda: Text(str(found)))
 
 
@@ -136,9 +142,9 @@ def verify(collection: Folder, as_json: Json = False) -> None:
     """Check every byte of a collection; exit code 1 if anything is wrong."""
     with answering(as_json=as_json) as output:
         from reperio.cli.inspecting import verify_view
-        from reperio.collection import Collection
+        from reperio.cli.opening import reading
 
-        with Collection.open(collection, mode="r") as opened:
+        with reading(collection) as opened:
             report = opened.verify()
         output.result({"ok": report.ok, **asdict(report)}, lambda: verify_view(report))
     if not report.ok:
@@ -186,9 +192,9 @@ def stats(collection: Folder, as_json: Json = False) -> None:
     """Show the sizes, fields and signals of a collection."""
     with answering(as_json=as_json) as output:
         from reperio.cli.inspecting import stats_view
-        from reperio.collection import Collection
+        from reperio.cli.opening import reading
 
-        with Collection.open(collection, mode="r") as opened:
+        with reading(collection) as opened:
             found = opened.stats()
         output.result(found.to_dict(), lambda: stats_view(found))
 

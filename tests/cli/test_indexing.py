@@ -186,6 +186,7 @@ def test_a_collection_being_written_is_refused(reperio: Callable[..., Result], n
         result = reperio("index", notes, "python:shlex")
     assert result.exit_code == 1
     assert "WriterBusy" in result.stderr
+    assert "mode=" not in result.stderr
 
 
 def test_ctrl_c_keeps_what_was_committed(process: Callable[..., Any], tmp_path: Path) -> None:

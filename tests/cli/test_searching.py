@@ -88,6 +88,24 @@ def test_an_error_is_one_message_and_a_code(
     assert report["error"]["fix"] in plain.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [
+        (["search", "{notes}/absent", "x"], "reperio index {notes}/absent SOURCE"),
+        (["stats", "{notes}/absent"], "reperio index {notes}/absent SOURCE"),
+        (["verify", "{notes}/absent"], "reperio index {notes}/absent SOURCE"),
+        (["explain", "{notes}/absent", "x", "heap"], "reperio index {notes}/absent SOURCE"),
+        (["explain", "{notes}", "x", "absent"], "reperio search {notes} QUERY"),
+    ],
+)
+def test_an_error_points_to_a_command(
+    reperio: Callable[..., Result], notes: Path, arguments: list[str], fix: str
+) -> None:
+    told = reperio(*(one.format(notes=notes) for one in arguments)).stderr
+    assert fix.format(notes=notes) in told
+    assert "mode=" not in told
+
+
 def test_searching_makes_nothing(reperio: Callable[..., Result], tmp_path: Path) -> None:
     assert reperio("search", tmp_path / "c", "x").exit_code == 1
     assert list(tmp_path.iterdir()) == []
