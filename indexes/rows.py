@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TypeAlias, TypeVar, cast
+from typing import Any, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ def check_ids(ids: object, *, rows: int) -> Ids:
     ShapeError
         Not whole numbers, not one-dimensional, or not one for each embedding.
     InvalidInput
-        A negative id.
+        An id below 0 or above ``2**63 - 1``.
     DuplicateId
         An id that comes twice.
     """
@@ -56,7 +56,7 @@ def check_ids(ids: object, *, rows: int) -> Ids:
         raise ShapeError(f"ids has shape {array.shape} and dtype {array.dtype}.", "Give int64 keys in one row, (n,).")
     if len(array) != rows:
         raise ShapeError(f"There are {len(array)} ids for {rows} embeddings.", "Give one id for each row.")
-    array = array.astype(np.int64, copy=False)
+    array = _signed(array)
     if _ascending(array):
         smallest = array[:1]
     else:
@@ -68,6 +68,12 @@ def check_ids(ids: object, *, rows: int) -> Ids:
     if len(smallest) and smallest[0] < 0:
         raise InvalidInput(f"The id {smallest[0]} is negative.", "Use keys from 0.")
     return array
+
+
+def _signed(ids: NDArray[Any]) -> Ids:
+    if ids.dtype == np.uint64 and ids.size and (largest := ids.max()) > np.iinfo(np.int64).max:
+        raise InvalidInput(f"The id {largest} is above 2**63 - 1.", "Use keys from 0 to 2**63 - 1.")
+    return ids.astype(np.int64, copy=False)
 
 
 def check_removed(ids: object) -> IdSet:
@@ -124,7 +130,7 @@ def _check_allowed(allowed: object, known: IdSet | None) -> IdSet:
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         problem = f"allowed has shape {array.shape} and dtype {array.dtype}."
         raise ShapeError(problem, "Give int64 keys in one row; of a mask, the keys where it is true.")
-    array = array.astype(np.int64, copy=False)
+    array = _signed(array)
     if not _ascending(array):
         raise InvalidInput("allowed is not sorted with each id once.", "Pass np.unique(allowed).")
     if len(array) and array[0] < 0:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class ShardedBuild:
 
 def build_sharded(
     blocks: Iterable[tuple[Ids, Dense]],
-    path: Path,
+    path: Path | str,
     *,
     factory: str,
     memory_budget: int,
@@ -102,7 +102,8 @@ def build_sharded(
     Raises
     ------
     ConfigurationError
-        A factory that cannot be merged; too little memory; shards of another build, or of other rows, in the way.
+        A factory that cannot be merged; a budget too small, or no number of bytes; shards of another build, or of
+        other rows, in the way.
     InvalidInput
         No rows, or wrong ones.
     StorageError
@@ -119,8 +120,11 @@ def build_sharded(
     ...     len(FaissIndex.open(path))
     1000
     """
+    path = Path(path)
     if path.exists():
         raise StorageError(f"{path} exists already.", "Build into a new folder.")
+    if not isinstance(cast("object", memory_budget), int | np.integer) or memory_budget < 1:
+        raise ConfigurationError(f"memory_budget is {memory_budget!r}.", "Give a whole number of bytes: 3_000_000_000.")
     settings = {"factory": factory, "metric": metric, "train_size": train_size, "seed": seed}
     build = _Build(path, settings, budget=memory_budget)
     stream = build.train(iter(blocks), sample)

@@ -315,6 +315,13 @@ def test_too_little_memory_is_named_with_what_it_takes(budget: int, tmp_path: Pa
         built(tmp_path / "index", "IVF512,SQ8", memory_budget=budget)
 
 
+@pytest.mark.parametrize("budget", [3e6, "3GB", None, 0])
+def test_a_budget_that_is_no_number_of_bytes_is_named(budget: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=rf"memory_budget is {budget!r}\..*whole number of bytes"):
+        built(str(tmp_path / "index"), memory_budget=budget)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF32,SQ8,RFlat", "IVF32,PQ8x4fs", "SQ8"])
 def test_an_index_that_cannot_be_merged_is_refused(factory: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=rf"'{factory}' cannot be merged on disk.*IVF4096,SQ8"):
