@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import disk_errors, loading, new_folder, read_folder
+from reperio.artifacts import disk_errors, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
 from reperio.extras import load
@@ -31,7 +31,7 @@ from reperio.indexes.rows import (
     merge,
     pad,
 )
-from reperio.indexes.stored import arguments, finite, read_array, whole
+from reperio.indexes.stored import arguments, finite, read_array, reading, whole
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -402,7 +402,7 @@ class BinaryIndex:
 
     # Disk
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         learnt = self._walk is not None
         with new_folder(path, _KIND, {"spec": dict(self.spec), "dim": self._dim, "learnt": learnt}) as folder:
@@ -417,7 +417,7 @@ class BinaryIndex:
                     (folder / _FILE).write_bytes(self._faiss.serialize_index_binary(self._walk).tobytes())
 
     @classmethod
-    def open(cls, path: Path, /, *, mmap: bool = False) -> Self:
+    def open(cls, path: Path | str, /, *, mmap: bool = False) -> Self:
         """Read what `save` wrote.
 
         Parameters
@@ -429,22 +429,21 @@ class BinaryIndex:
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, _KIND)
-        with loading(path, cls.__name__):
+        with reading(cls, path, _KIND) as (folder, meta):
             index = cls(**arguments(meta))
             dim = index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
-            index._rows = KeyedRows.read(path)
+            index._rows = KeyedRows.read(folder)
             shape = (index._size, -(-dim // 8) if dim is not None and index._size else None)
-            index._codes = read_array(path / "codes.npy", np.uint8, shape, mapped="c" if mmap else None)
+            index._codes = read_array(folder / "codes.npy", np.uint8, shape, mapped="c" if mmap else None)
             if dim is not None and dim % 8 and index._size and (index._codes[:, -1] & (0xFF >> dim % 8)).any():
                 raise ValueError("a code has bits beyond its dimensions")
-            if (path / "cuts.npy").exists():
-                cuts = index._cuts = read_array(path / "cuts.npy", np.float32, (dim,))
+            if (folder / "cuts.npy").exists():
+                cuts = index._cuts = read_array(folder / "cuts.npy", np.float32, (dim,))
                 if not finite(cuts):
                     raise ValueError("a cut is not finite")
-            index._waiting = FlatIndex.open_waiting(path / "waiting", metric="ip", dim=dim, held=index._rows)
+            index._waiting = FlatIndex.open_waiting(folder / "waiting", metric="ip", dim=dim, held=index._rows)
             if meta["learnt"]:
-                stored = np.frombuffer((path / _FILE).read_bytes(), dtype=np.uint8)
+                stored = np.frombuffer((folder / _FILE).read_bytes(), dtype=np.uint8)
                 index._walk = index._faiss.deserialize_index_binary(stored)
                 if index._walk.ntotal != index._size or index._walk.d != 8 * -(-(dim or 0) // 8):
                     raise ValueError(f"FAISS's file holds {index._walk.ntotal} rows of {index._walk.d} bits")

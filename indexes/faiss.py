@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from reperio.artifacts import loading, new_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, InvalidInput
 from reperio.extras import load
@@ -24,9 +24,8 @@ from reperio.indexes.layers import OPTIONS
 from reperio.indexes.presets import check_recall, preset
 from reperio.indexes.ranges import Ranges, ordered, within
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, merge
-from reperio.indexes.stored import arguments, whole
+from reperio.indexes.stored import arguments, reading, whole
 from reperio.indexes.tune_report import TuneReport
-from reperio.indexes.verified import read_verified
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -399,7 +398,7 @@ class FaissIndex:
 
     # Disk
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         meta = {
             "spec": dict(self.spec),
@@ -417,7 +416,7 @@ class FaissIndex:
         return bool(spec.get("device", "cpu") == "cpu")
 
     @classmethod
-    def open(cls, path: Path, /, *, mmap: bool = False, verify: bool = True, device: str | None = None) -> Self:
+    def open(cls, path: Path | str, /, *, mmap: bool = False, verify: bool = True, device: str | None = None) -> Self:
         """Read what `save` wrote.
 
         Parameters
@@ -439,14 +438,13 @@ class FaissIndex:
         UnsupportedOperation
             If this release of FAISS cannot map, or use this device.
         """
-        meta = read_verified(path, KIND, verify=verify, once=mmap or lists_on_disk(path))
-        with loading(path, cls.__name__):
+        with reading(cls, path, KIND, verify=verify, once=mmap or lists_on_disk(Path(path))) as (folder, meta):
             told = arguments(meta)
             if device is not None:
                 told["device"] = device
             index = cls(**told)
             dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
-            index._held.read(path, dim=dim, factory=meta.get("factory", index.factory), mapped=mmap)
+            index._held.read(folder, dim=dim, factory=meta.get("factory", index.factory), mapped=mmap)
             if meta.get("tuning") is not None:
                 report = TuneReport.from_json(meta["tuning"])
                 index._keep_tuning(report if index._tuner is None else index._tuner.recognised(report))

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import loading, new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError
 from reperio.indexes.rows import (
@@ -27,7 +27,7 @@ from reperio.indexes.rows import (
     nothing,
     pad,
 )
-from reperio.indexes.stored import ascends, finite, read_array, whole, within
+from reperio.indexes.stored import ascends, finite, read_array, reading, whole, within
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -327,26 +327,25 @@ class FlatIndex:
             part = slice(start, stop) if chosen is None else chosen[start:stop]
             yield Block(self._ids[part], self._vectors[part], self._squares[part])
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
-        with new_folder(path, _KIND, {"metric": self.metric, "dim": self._dim}) as folder:
+        with new_folder(path, _KIND, {"spec": dict(self.spec), "metric": self.metric, "dim": self._dim}) as folder:
             np.save(folder / "ids.npy", self.ids, allow_pickle=False)
             np.save(folder / "vectors.npy", self.vectors, allow_pickle=False)
 
     @classmethod
-    def open(cls, path: Path, /) -> Self:
+    def open(cls, path: Path | str, /) -> Self:
         """Read what `save` wrote.
 
         Raises
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, _KIND)
-        with loading(path, cls.__name__):
+        with reading(cls, path, _KIND) as (folder, meta):
             index = cls(meta["metric"])
             index._dim = None if meta["dim"] is None else whole(meta, "dim")
-            index._ids = read_array(path / "ids.npy", np.int64, (None,))
-            index._vectors = read_array(path / "vectors.npy", np.float32, (len(index._ids), index._dim or 0))
+            index._ids = read_array(folder / "ids.npy", np.int64, (None,))
+            index._vectors = read_array(folder / "vectors.npy", np.float32, (len(index._ids), index._dim or 0))
             if not ascends(index._ids) or not within(index._ids[:1], 0, np.inf) or not finite(index._vectors):
                 raise ValueError("its keys do not ascend from 0, or its vectors are not finite")
         index._squares = squared(index._vectors)

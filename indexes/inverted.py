@@ -10,7 +10,7 @@ from typing import NamedTuple, Self, get_args
 
 import numpy as np
 
-from reperio.artifacts import loading, new_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.errors import ConfigurationError, NotFound, ShapeError
 from reperio.indexes.postings import Precision, Segment, Settings
@@ -18,8 +18,8 @@ from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_se
 from reperio.indexes.scoring import MOST, View
 from reperio.indexes.soundness import check_segment
 from reperio.indexes.sparse_rows import check_sparse
-from reperio.indexes.stored import arguments, once_each, whole
-from reperio.indexes.verified import forget, known, read_verified
+from reperio.indexes.stored import arguments, once_each, reading, whole
+from reperio.indexes.verified import forget, known
 from reperio.indexes.weighting import ALL, Weighting
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -294,7 +294,7 @@ class InvertedIndex:
         terms = [TermScore(*parts) for parts in zip(*(c.tolist() for c in columns), strict=True)]
         return sorted((t for t in terms if t.value or t.contribution), key=lambda t: -t.contribution)
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         view = self._view
         meta = {"spec": dict(self.spec), "segments": len(view.segments), "dim": view.dim}
@@ -303,7 +303,7 @@ class InvertedIndex:
                 segment.save(folder, str(number))
 
     @classmethod
-    def open(cls, path: Path, /, *, verify: bool = True) -> Self:
+    def open(cls, path: Path | str, /, *, verify: bool = True) -> Self:
         """Read what `save` wrote; large arrays are mapped, not read into memory.
 
         Parameters
@@ -316,20 +316,19 @@ class InvertedIndex:
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        fresh = verify and not known(path)
-        meta = read_verified(path, _KIND, verify=verify, once=True)
-        with loading(path, cls.__name__):
+        fresh = verify and not known(Path(path))
+        with reading(cls, path, _KIND, verify=verify, once=True) as (folder, meta):
             index = cls(**arguments(meta))
             dim = None if meta["dim"] is None else whole(meta, "dim")
             try:
-                segments = tuple(Segment.open(path, str(number)) for number in range(whole(meta, "segments")))
+                segments = tuple(Segment.open(folder, str(number)) for number in range(whole(meta, "segments")))
                 if fresh:  # once, as the checksums
                     for segment in segments:
                         check_segment(segment, dim or 0, index.precision)
                     once_each([segment.ids[segment.alive] for segment in segments])
             except BaseException:
                 if fresh:
-                    forget(path)
+                    forget(folder)
                 raise
             index._view = View(index.weighting, segments, dim)
         return index

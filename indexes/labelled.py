@@ -16,13 +16,13 @@ from typing import ClassVar, Protocol, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import loading, new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError
 from reperio.indexes.chosen import KEPT, Chosen, KeyedRows
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
 from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge, nothing, pad
-from reperio.indexes.stored import arguments, whole
+from reperio.indexes.stored import arguments, reading, whole
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -306,7 +306,7 @@ class LabelledIndex(ABC):
 
     # Disk
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         with new_folder(path, type(self).__name__, {"spec": dict(self.spec), "dim": self._dim}) as folder:
             np.save(folder / "ids.npy", self._rows.ids, allow_pickle=False)
@@ -315,20 +315,19 @@ class LabelledIndex(ABC):
                 self._engine.write(folder)
 
     @classmethod
-    def open(cls, path: Path, /) -> Self:
+    def open(cls, path: Path | str, /) -> Self:
         """Read what `save` wrote.
 
         Raises
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, cls.__name__)
-        with loading(path, cls.__name__):
+        with reading(cls, path, cls.__name__) as (folder, meta):
             index = cls(**arguments(meta))
-            index._rows = KeyedRows.read(path)
+            index._rows = KeyedRows.read(folder)
             index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
             if index._dim is not None:
-                index._engine = index._read(path, index._dim)
+                index._engine = index._read(folder, index._dim)
                 index._check_held(index._engine)
             elif len(index._rows.ids):
                 raise ValueError(f"it has {len(index._rows.ids)} keys and no rows")

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 
-from reperio.artifacts import loading, new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, MultiVector, check_multi_vector
 from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
 from reperio.indexes.flat import unit
@@ -23,7 +23,7 @@ from reperio.indexes.multivector_segments import PlainSegment
 from reperio.indexes.multivector_view import View
 from reperio.indexes.residual import Codec
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
-from reperio.indexes.stored import arguments
+from reperio.indexes.stored import arguments, reading
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -335,14 +335,14 @@ class MultiVectorIndex:
 
     # Disk
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         meta: dict[str, Any] = {"spec": dict(self.spec)}
         with new_folder(path, _KIND, meta) as folder:
             meta |= self._view.save(folder)
 
     @classmethod
-    def open(cls, path: Path, /, *, mmap: bool = False) -> Self:
+    def open(cls, path: Path | str, /, *, mmap: bool = False) -> Self:
         """Read what `save` wrote; large arrays are mapped, not read into memory.
 
         Parameters
@@ -355,11 +355,10 @@ class MultiVectorIndex:
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, _KIND, checksums=not mmap)
-        with loading(path, cls.__name__):
+        with reading(cls, path, _KIND, verify=not mmap) as (folder, meta):
             index = cls(**arguments(meta))
             unit_length = index.metric == "cosine"
-            index._view = View.open(path, meta, bits=index.bits, unit=unit_length, trusted=mmap)
+            index._view = View.open(folder, meta, bits=index.bits, unit=unit_length, trusted=mmap)
         return index
 
 

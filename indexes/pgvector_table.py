@@ -14,13 +14,13 @@ from uuid import uuid4
 
 import numpy as np
 
-from reperio.artifacts import loading, new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Ids, IdSet
 from reperio.errors import ConfigurationError, CorruptArtifact, ReperioError, StaleResult, UnsupportedOperation
 from reperio.extras import load
 from reperio.indexes.abandoned import drop_when_gone
 from reperio.indexes.rows import check_removed, pad
-from reperio.indexes.stored import arguments
+from reperio.indexes.stored import arguments, reading
 from reperio.postgres import Database
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -245,7 +245,7 @@ class PostgresTable(ABC):
                 self._run(connection, "DELETE FROM {0}.tables WHERE name = %s", (self._name,))
         self._made = False
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder that names the table, which from then on stays on the server until `drop`.
 
         Raises
@@ -269,7 +269,7 @@ class PostgresTable(ABC):
             dropping.detach()
 
     @classmethod
-    def open(cls, path: Path, /) -> Self:
+    def open(cls, path: Path | str, /) -> Self:
         """Find what `save` named, as it is now: others may have changed it since.
 
         Raises
@@ -279,10 +279,9 @@ class PostgresTable(ABC):
             If the folder was altered; if the table is not there, or holds less than when it was saved.
         ServerUnavailable
         """
-        meta = read_folder(path, cls._kind)
-        with loading(path, cls.__name__):
+        with reading(cls, path, cls._kind) as (folder, meta):
             index = cls(**arguments(meta))
-            saved = json.loads((path / _FILE).read_text(encoding="utf-8"))
+            saved = json.loads((folder / _FILE).read_text(encoding="utf-8"))
             index._name, before = saved["table"], saved["state"] and State(**saved["state"])
         index._kept = True
         if before is not None:

@@ -12,7 +12,7 @@ from typing import Self, cast, get_args
 
 import numpy as np
 
-from reperio.artifacts import loading, new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, InvalidInput, ShapeError, UnsupportedOperation
 from reperio.indexes.chosen import KeyedRows
@@ -23,7 +23,7 @@ from reperio.indexes.quantization import CODECS, Codec, Int8Codec, Quantization,
 from reperio.indexes.quantization_report import QuantizationReport
 from reperio.indexes.rows import Positions, check_ids, check_pairs, check_removed, check_search, merge
 from reperio.indexes.shelf import Shelf
-from reperio.indexes.stored import arguments, whole
+from reperio.indexes.stored import arguments, reading, whole
 from reperio.protocols import Index, Spec
 from reperio.registry import build
 from reperio.types import Neighbors
@@ -365,7 +365,7 @@ class QuantizedIndex:
 
     # Disk
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         report = None if self._report is None else asdict(self._report)
         meta = {"spec": dict(self.spec), "dim": self._dim, "clipped": self._clipped, "report": report}
@@ -377,7 +377,7 @@ class QuantizedIndex:
                 self._coded.write(folder, alive)
 
     @classmethod
-    def open(cls, path: Path, /, *, mmap: bool = False) -> Self:
+    def open(cls, path: Path | str, /, *, mmap: bool = False) -> Self:
         """Read what `save` wrote. Vectors in full precision stay on the disk, mapped.
 
         Parameters
@@ -390,17 +390,16 @@ class QuantizedIndex:
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, _KIND, checksums=not mmap)
-        with loading(path, cls.__name__):
+        with reading(cls, path, _KIND, verify=not mmap) as (folder, meta):
             index = cls(**arguments(meta))
             dim = index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
             index._clipped = whole(meta, "clipped")
             if meta["report"] is not None:
                 index._report = QuantizationReport(**meta["report"])
-                index._rows = KeyedRows.read(path, marked=False)
-                codec = CODECS[index.dtype].read(path, index.dims or whole(meta, "dim"))
+                index._rows = KeyedRows.read(folder, marked=False)
+                codec = CODECS[index.dtype].read(folder, index.dims or whole(meta, "dim"))
                 rows = {"rows": len(index._rows.ids), "dim": whole(meta, "dim", least=codec.dim)}
-                index._coded = CodedRows.read(path, codec, index.metric, rescore=index.rescore, mmap=mmap, **rows)
+                index._coded = CodedRows.read(folder, codec, index.metric, rescore=index.rescore, mmap=mmap, **rows)
             held = index._rows
-            index._tail = FlatIndex.open_waiting(path / "waiting", metric=index.metric, dim=dim, held=held)
+            index._tail = FlatIndex.open_waiting(folder / "waiting", metric=index.metric, dim=dim, held=held)
         return index

@@ -13,7 +13,7 @@ from typing import Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import loading, new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, InvalidInput
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
@@ -28,7 +28,7 @@ from reperio.indexes.rows import (
     grown,
     merge,
 )
-from reperio.indexes.stored import arguments, finite, read_array, whole
+from reperio.indexes.stored import arguments, finite, read_array, reading, whole
 from reperio.protocols import Spec
 from reperio.types import Neighbors
 
@@ -359,7 +359,7 @@ class QueryAwareIndex:
 
     # Disk
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         meta = {"spec": dict(self.spec), "dim": self._dim}
         arrays = {"ids": self._rows.ids, "alive": self._rows.alive, "waiting": self._waiting, "given": self._given}
@@ -371,7 +371,7 @@ class QueryAwareIndex:
                 self._linked.write(folder)
 
     @classmethod
-    def open(cls, path: Path, /, *, mmap: bool = False) -> Self:
+    def open(cls, path: Path | str, /, *, mmap: bool = False) -> Self:
         """Read what `save` wrote.
 
         Parameters
@@ -384,20 +384,19 @@ class QueryAwareIndex:
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, _KIND, checksums=not mmap)
-        with loading(path, cls.__name__):
+        with reading(cls, path, _KIND, verify=not mmap) as (folder, meta):
             index = cls(**arguments(meta))
             dim = index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
-            index._rows = Rows.read(path)
+            index._rows = Rows.read(folder)
             wide = dim if len(index._rows.ids) else None  # what was taught before the first row tells d
-            index._tail = read_array(path / "waiting.npy", np.float32, (None, wide))
+            index._tail = read_array(folder / "waiting.npy", np.float32, (None, wide))
             sound = finite(index._tail)
-            if (path / "given.npy").exists():
-                given = read_array(path / "given.npy", np.float32, (None, dim), mapped="r" if mmap else None)
+            if (folder / "given.npy").exists():
+                given = read_array(folder / "given.npy", np.float32, (None, dim), mapped="r" if mmap else None)
                 index._given, sound = given, sound and (mmap or finite(given))
-            if (path / "links.npy").exists():
+            if (folder / "links.npy").exists():
                 by_distance = index.metric == "l2"
-                index._linked = KeyGraph.read(path, dim=whole(meta, "dim"), by_distance=by_distance, mapped=mmap)
+                index._linked = KeyGraph.read(folder, dim=whole(meta, "dim"), by_distance=by_distance, mapped=mmap)
             if not sound or index._first + len(index._tail) != len(index._rows.ids):
                 raise ValueError(f"it has {len(index._rows.ids)} keys for other rows, or rows that are not finite")
         return index

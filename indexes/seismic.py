@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.artifacts import loading, new_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, Sparse, take
 from reperio.errors import ConfigurationError, StorageError
 from reperio.extras import load
@@ -27,8 +27,7 @@ from reperio.indexes.postings import Precision
 from reperio.indexes.quiet import quiet
 from reperio.indexes.rows import check_removed, check_search, merge, pad
 from reperio.indexes.sparse_rows import drop_zeros
-from reperio.indexes.stored import arguments, ascends, once_each, read_array, whole
-from reperio.indexes.verified import read_verified
+from reperio.indexes.stored import arguments, ascends, once_each, read_array, reading, whole
 from reperio.indexes.weighting import ALL
 from reperio.protocols import Spec
 from reperio.types import Neighbors
@@ -345,7 +344,7 @@ class SeismicIndex:
         """As `InvertedIndex.explain`."""
         return self.exact.explain(query, row)
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         with new_folder(path, _KIND, {"spec": dict(self.spec), "segments": len(self._now.segments)}) as folder:
             self.exact.save(folder / "exact")
@@ -355,7 +354,7 @@ class SeismicIndex:
                 _write(sealed, folder, number)
 
     @classmethod
-    def open(cls, path: Path, /, *, verify: bool = True) -> Self:
+    def open(cls, path: Path | str, /, *, verify: bool = True) -> Self:
         """Read what `save` wrote.
 
         Parameters
@@ -367,11 +366,10 @@ class SeismicIndex:
         ------
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_verified(path, _KIND, verify=verify, once=True)
-        with loading(path, cls.__name__):
+        with reading(cls, path, _KIND, verify=verify, once=True) as (folder, meta):
             index = cls(**arguments(meta))
-            index.exact = InvertedIndex.open(path / "exact", verify=verify)
-            index._now = _Moment(tuple(_open(path, number) for number in range(whole(meta, "segments"))))
+            index.exact = InvertedIndex.open(folder / "exact", verify=verify)
+            index._now = _Moment(tuple(_open(folder, number) for number in range(whole(meta, "segments"))))
             living = [sealed.keys[sealed.alive] for sealed in index._now.segments]
             once_each(living)
             if not all(np.isin(keys, index.exact.ids).all() for keys in living):

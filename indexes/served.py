@@ -18,13 +18,14 @@ from uuid import uuid4
 
 import numpy as np
 
-from reperio.artifacts import loading, new_folder, read_folder
+from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense, take, to_bytes
 from reperio.errors import ConfigurationError, CorruptArtifact, NotFound, ShapeError
 from reperio.indexes.abandoned import drop_when_gone
 from reperio.indexes.flat import Metric, unit
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, pad
 from reperio.indexes.sparse_rows import check_sparse, drop_zeros
+from reperio.indexes.stored import reading
 from reperio.indexes.tables import BYTES, State, Table, TableSearch, fetched, split
 from reperio.indexes.weighting import ALL
 from reperio.protocols import Spec
@@ -342,7 +343,7 @@ class ServedIndex(ABC):
 
     # Disk
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder that names the table, and mark the table as saved: the rows stay where they are.
 
         Raises
@@ -363,7 +364,7 @@ class ServedIndex(ABC):
             self._dropping.detach()
 
     @classmethod
-    def open(cls, path: Path, /) -> Self:
+    def open(cls, path: Path | str, /) -> Self:
         """Find the table that `save` named, with the rows that it has by now.
 
         Raises
@@ -375,9 +376,8 @@ class ServedIndex(ABC):
             lost rows since it was saved last.
         NewerFormat, ServerUnavailable
         """
-        read_folder(path, cls.kind)
-        with loading(path, cls.__name__):
-            saved = json.loads((path / _FILE).read_text(encoding="utf-8"))
+        with reading(cls, path, cls.kind) as (folder, _):
+            saved = json.loads((folder / _FILE).read_text(encoding="utf-8"))
             arguments: dict[str, Any] = dict(saved["spec"])
             del arguments["type"]
             index = cls(**arguments)

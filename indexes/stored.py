@@ -6,7 +6,8 @@ an offset says, and NumPy makes an array as large as a header says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,7 +16,23 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-__all__ = ["Mapped", "arguments", "ascends", "finite", "offsets_of", "once_each", "read_array", "whole", "within"]
+from reperio.artifacts import described, loading, read_folder
+from reperio.errors import ConfigurationError
+from reperio.indexes.verified import read_verified
+from reperio.registry import registered, resolve
+
+__all__ = [
+    "Mapped",
+    "arguments",
+    "ascends",
+    "finite",
+    "offsets_of",
+    "once_each",
+    "read_array",
+    "reading",
+    "whole",
+    "within",
+]
 
 Dtypes: TypeAlias = type[np.generic] | tuple[type[np.generic], ...]
 Mapped: TypeAlias = Literal["r", "c"] | None
@@ -25,6 +42,35 @@ _COUNTS = {*_OPTIONAL, "batch", "degree", "oversample", "seal_at", "seed"}
 
 _PART = 1 << 20
 """Values looked at together: what a check takes beside the array."""
+
+
+@contextmanager
+def reading(
+    cls: type[Any], path: Path | str, kind: str, *, verify: bool = True, once: bool = False
+) -> Generator[tuple[Path, dict[str, Any]]]:
+    """Check a folder that an index wrote, with `read_verified`, and give it and its ``meta`` to be read with `loading`.
+
+    Raises
+    ------
+    ConfigurationError
+        If another class wrote it, which is named.
+    NotFound, NewerFormat, CorruptArtifact
+    """
+    folder = Path(path)
+    found, meta = described(folder)
+    spec = meta.get("spec")
+    saved = spec.get("type") if isinstance(spec, dict) and found != "generation" else None  # which has its index's
+    if isinstance(saved, str) and not _same(cls, saved):
+        read_folder(folder, found, checksums=verify)  # a manifest that came from elsewhere is damage
+        raise ConfigurationError(f"{folder} holds a {saved}, not a {cls.__name__}.", f"Use {saved}.open.")
+    meta = read_verified(folder, kind, verify=verify, once=once)
+    with loading(folder, cls.__name__):
+        yield folder, meta
+
+
+def _same(cls: type[Any], saved: str) -> bool:
+    """Whether a class is the one of this name, or inherits what it calls itself."""
+    return cls.__name__ == saved or (saved in registered() and getattr(resolve(saved), "spec", None) is cls.spec)
 
 
 def whole(meta: Mapping[str, Any], name: str, *, least: int = 0) -> int:

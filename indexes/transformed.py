@@ -5,18 +5,19 @@ Shapes: q queries, n rows, d dimensions, k results, m rows asked for.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from reperio.artifacts import loading, new_folder, read_folder
+from reperio.artifacts import loading, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
 from reperio.indexes.flat import FlatIndex, Metric, check_metric
 from reperio.indexes.rows import check_ids, check_pairs, check_search, merge
-from reperio.indexes.stored import finite, read_array, whole
+from reperio.indexes.stored import finite, read_array, reading, whole
 from reperio.indexes.transforms import Transform
 from reperio.protocols import Index, Mappable, Spec, Trainable
 from reperio.registry import build, resolve
@@ -286,7 +287,7 @@ class TransformedIndex:
 
     # Disk
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         with new_folder(path, _KIND, {"spec": dict(self.spec), "dim": self._dim}) as folder:
             self.index.save(folder / "index")
@@ -302,7 +303,7 @@ class TransformedIndex:
         return isinstance(kind, Mappable) and kind.maps(spec["index"])
 
     @classmethod
-    def open(cls, path: Path, /, **options: Any) -> Self:
+    def open(cls, path: Path | str, /, **options: Any) -> Self:
         """Read what `save` wrote.
 
         Parameters
@@ -312,22 +313,34 @@ class TransformedIndex:
 
         Raises
         ------
+        ConfigurationError
+            If the index behind does not take them, or another class wrote the folder.
         NotFound, NewerFormat, CorruptArtifact
         """
-        meta = read_folder(path, _KIND)
-        with loading(path, cls.__name__):
+        with reading(cls, path, _KIND) as (folder, meta):
             index: Self = build(meta["spec"])
+        _check_options(index, options)
+        with loading(folder, cls.__name__):
             dim = index._dim = None if meta["dim"] is None else whole(meta, "dim", least=1)
-            index.transforms = _read_lessons(path, index.transforms, dim)
-            behind: Index[Dense] = resolve(meta["spec"]["index"]["type"]).open(path / "index", **options)
+            index.transforms = _read_lessons(folder, index.transforms, dim)
+            behind: Index[Dense] = resolve(meta["spec"]["index"]["type"]).open(folder / "index", **options)
             metric = getattr(behind, "metric", None)
             if metric != getattr(index.index, "metric", None):
                 raise ValueError(f"the index behind measures {metric}")
             index.index = behind
-            index._waiting = FlatIndex.open_waiting(path / "waiting", metric=index.metric, dim=dim)
+            index._waiting = FlatIndex.open_waiting(folder / "waiting", metric=index.metric, dim=dim)
             if len(np.intersect1d(index._waiting.ids, behind.ids, assume_unique=True)):
                 raise ValueError("a row that waits is held as well")
         return index
+
+
+def _check_options(index: Index[Any], options: Mapping[str, Any]) -> None:
+    while isinstance(index, TransformedIndex):
+        index = index.index
+    known = inspect.signature(type(index).open).parameters
+    for name in options.keys() - known.keys():
+        takes = "be mapped" if name == "mmap" else f"be opened with {name}"
+        raise ConfigurationError(f"The index behind, a {type(index).__name__}, cannot {takes}.", f"Leave {name} away.")
 
 
 def _read_lessons(folder: Path, transforms: Sequence[Transform], dim: int | None) -> list[Transform]:

@@ -40,6 +40,7 @@ _UNOPENED = {
     errno.ENOMEM: "Free some memory.",
 }
 """What says nothing of the file itself, and passes."""
+_NO_PLACE = {errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @contextmanager
@@ -63,6 +64,8 @@ def disk_errors(where: Path) -> Generator[None]:
             raise _unopened(error.filename or where, error.errno) from error
         if error.errno == errno.ENOTEMPTY:  # another writer's folder, which came first
             raise _in_the_way(where, error) from error
+        if error.errno in _NO_PLACE and _on_the_way(where, error.filename):
+            raise StorageError(f"{where} cannot be made: {error.strerror}.", "Choose another path.") from error
         raise
     except sqlite3.OperationalError as error:
         text, name = str(error).lower(), getattr(error, "sqlite_errorname", "")
@@ -86,6 +89,11 @@ def disk_errors(where: Path) -> Generator[None]:
 
 def _in_the_way(where: Path, error: OSError) -> StorageError:
     return StorageError(f"{where} is in the way of a folder: {error.strerror}.", "Choose another path.")
+
+
+def _on_the_way(where: Path, name: object) -> bool:
+    """Whether a name is that of a place, of a folder that it is in, or of a file beside it."""
+    return isinstance(name, str) and (where.is_relative_to(name) or where.parent == Path(name).parent)
 
 
 def _full(where: Path, detail: str = "") -> DiskFull:
@@ -158,7 +166,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Generator[Path]:
+def new_folder(path: Path | str, kind: str, meta: Mapping[str, Any]) -> Generator[Path]:
     """Give a temporary folder to fill; on a clean exit it becomes ``path``, else it is gone.
 
     Parameters
@@ -175,9 +183,10 @@ def new_folder(path: Path, kind: str, meta: Mapping[str, Any]) -> Generator[Path
     StorageError
         If ``path`` exists, or the disk refuses.
     """
-    if path.exists():
-        raise StorageError(f"{path} exists already.", "Save to a new folder.")
+    path = Path(path)
     with disk_errors(path):
+        if path.exists():
+            raise StorageError(f"{path} exists already.", "Save to a new folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
         temporary.mkdir()
@@ -279,7 +288,18 @@ def _told(file: Path) -> int:
         return read.tell() + math.prod(shape) * dtype.itemsize
 
 
-def read_folder(path: Path, kind: str, *, checksums: bool = True) -> dict[str, Any]:
+def described(path: Path) -> tuple[str, dict[str, Any]]:
+    """The kind and the ``meta`` of a folder that `new_folder` made; its files are not looked at.
+
+    Raises
+    ------
+    NotFound, NewerFormat, CorruptArtifact
+    """
+    manifest = _manifest(path)
+    return manifest["kind"], dict(manifest["meta"])
+
+
+def read_folder(path: Path | str, kind: str, *, checksums: bool = True) -> dict[str, Any]:
     """Check a folder that `new_folder` made and return its ``meta``.
 
     Parameters
@@ -291,6 +311,7 @@ def read_folder(path: Path, kind: str, *, checksums: bool = True) -> dict[str, A
     ------
     NotFound, NewerFormat, CorruptArtifact
     """
+    path = Path(path)
     manifest = _manifest(path)
     if manifest["kind"] != kind:
         raise CorruptArtifact(f"{path} holds a {manifest['kind']}, not a {kind}.", "Check the path.")
@@ -320,7 +341,8 @@ def loading(path: Path, kind: str) -> Generator[None]:
         code = getattr(error, "errno", None) or _passing(str(error))
         if code in _UNOPENED:
             raise _unopened(getattr(error, "filename", None) or path, code) from error
-        raise CorruptArtifact(f"{path} is no {kind}: {error!s:.300}", "Rebuild it.") from error
+        reason = f"{error!s:.300}".rstrip(".")
+        raise CorruptArtifact(f"{path} is no {kind}: {reason}.", "Rebuild it.") from error
 
 
 def _passing(problem: str) -> int | None:

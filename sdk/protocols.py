@@ -98,13 +98,13 @@ class Index(Protocol[E_contra]):
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held."""
         ...
 
-    def save(self, path: Path, /) -> None:
+    def save(self, path: Path | str, /) -> None:
         """Write a new folder: whole, checksummed and on disk when this returns, or absent."""
         ...
 
     @classmethod
-    def open(cls, path: Path, /) -> Self:
-        """Read what `save` wrote; raises `CorruptArtifact` on anything else."""
+    def open(cls, path: Path | str, /) -> Self:
+        """Read what `save` wrote; raises `CorruptArtifact` on anything else; names another class that saved it."""
         ...
 
 

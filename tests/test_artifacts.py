@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,12 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="exists already"):
         write(tmp_path / "x", "other")
     assert (tmp_path / "x" / "data.txt").read_text() == "hello"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_place_that_cannot_be_made_is_named() -> None:
+    with pytest.raises(StorageError, match="/proc/absent/x cannot be made: No such file or directory"):
+        write(Path("/proc/absent/x"))
 
 
 def test_of_two_writers_the_slower_is_told_and_leaves_nothing(tmp_path: Path) -> None:

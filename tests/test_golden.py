@@ -17,7 +17,7 @@ from tests.golden.make import COLLECTION, EVERY, HERE, answers, archive, documen
 
 from reperio.artifacts import FORMAT, MANIFEST, sealed
 from reperio.collection import Collection
-from reperio.errors import CorruptArtifact, NewerFormat
+from reperio.errors import ConfigurationError, NewerFormat
 from reperio.protocols import Index
 from reperio.registry import build, resolve
 from reperio.testing.kinds import encoder
@@ -99,5 +99,5 @@ def test_indexes_that_a_newer_release_saved_are_made_anew(tmp_path: Path) -> Non
 
 
 def test_a_golden_index_is_not_opened_as_another(tmp_path: Path) -> None:
-    with pytest.raises(CorruptArtifact, match="holds a"):
+    with pytest.raises(ConfigurationError, match="holds a QueryAwareIndex"):
         resolve("FlatIndex").open(unpacked("QueryAwareIndex", tmp_path))

@@ -28,6 +28,7 @@ from reperio.errors import (
     StorageError,
 )
 from reperio.protocols import Index
+from reperio.registry import BUILT_IN, resolve
 
 __all__ = ["BadInputContract", "Wrong", "poisoned", "refused"]
 
@@ -77,7 +78,11 @@ class BadInputContract:
             ("ab", ShapeError, "ids"),
             (fresh[[0, 0]], DuplicateId, f"{fresh[0]}"),
             (fresh - fresh[1], InvalidInput, r"-1"),
-            (np.array([2**63 + 1, 2**63 + 2], dtype=np.uint64), InvalidInput, "negative"),
+            (
+                np.array([2**63 + 1, 2**63 + 2], dtype=np.uint64),
+                InvalidInput,
+                r"9223372036854775810 is above 2\*\*63 - 1",
+            ),
         ]
         refused((partial(add, ids, two), error, words) for ids, error, words in bad_ids)
         np.testing.assert_array_equal(filled.ids, keys)
@@ -146,6 +151,7 @@ class BadInputContract:
                 (lambda: filled.save(saved), StorageError, "exists"),
                 (lambda: filled.save(file), StorageError, "exists"),
                 (lambda: filled.save(file / "below"), StorageError, "in the way"),
+                (lambda: filled.save(tmp_path / ("x" * 300) / "y"), StorageError, "xxx/y cannot be made"),
                 (lambda: kind.open(tmp_path / "never_saved"), NotFound, "never_saved"),
                 (lambda: kind.open(file), NotFound, "file"),
                 (lambda: kind.open(empty), NotFound, "empty"),
@@ -155,6 +161,14 @@ class BadInputContract:
         assert {path: path.read_bytes() for path in before} == before
         assert file.read_text() == "not an index"
         assert not list(empty.iterdir())
+
+    def test_another_class_tells_which_saved_it(self, filled: Index[Any], tmp_path: Path) -> None:
+        """Give ``{"spec": self.spec}`` to `new_folder`: nothing is damaged, and nothing has to be rebuilt."""
+        filled.save(tmp_path / "saved")
+        own = type(filled)
+        others = [kind for name in BUILT_IN if name.endswith("Index") and (kind := resolve(name)) is not own]
+        words = f"saved holds a {own.__name__}, not a "
+        refused((partial(kind.open, tmp_path / "saved"), ConfigurationError, words) for kind in others)
 
 
 def _bad_sets() -> Iterable[tuple[Any, type[InvalidInput], str]]:

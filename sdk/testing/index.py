@@ -328,8 +328,8 @@ class IndexContract(BadInputContract):
     def test_it_opens_as_it_was_saved(self, filled: Index[Any], keys: Ids, queries: Any, tmp_path: Path) -> None:
         """Results must be equal to the bit, removed rows stay removed, and the saved index goes on."""
         filled.remove(keys[::4])
-        filled.save(tmp_path / "saved")
-        opened = type(filled).open(tmp_path / "saved")
+        filled.save(str(tmp_path / "saved"))
+        opened = type(filled).open(str(tmp_path / "saved"))
         assert dict(opened.spec) == dict(filled.spec)
         np.testing.assert_array_equal(opened.ids, filled.ids)
         for k in (1, K, ROWS):

@@ -381,7 +381,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(make: Make, tmp_path: Path) -> 
 def test_a_folder_of_the_other_engine_is_refused(index: LabelledIndex, tmp_path: Path) -> None:
     index.save(tmp_path / "index")
     (other,) = (engine for engine in ENGINES if engine is not type(index))
-    with pytest.raises(CorruptArtifact, match=type(index).__name__):
+    with pytest.raises(ConfigurationError, match=type(index).__name__):
         other.open(tmp_path / "index")
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from reperio import Collection, Document, Signal
 from reperio.embeddings import Dense
 from reperio.encoders import HashEncoder
-from reperio.errors import ConfigurationError, CorruptArtifact, ShapeError, UnsupportedOperation
-from reperio.indexes import BM25Index, FaissIndex, FlatIndex, TransformedIndex
+from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
+from reperio.indexes import BM25Index, FaissIndex, FlatIndex, TransformedIndex, UsearchIndex
 from reperio.indexes.flat import Metric
 from reperio.indexes.transforms import Centre, Normalise, NormCoordinate, Transform, Truncate
 from reperio.registry import build
@@ -352,8 +352,19 @@ def test_it_opens_with_the_options_of_the_index_behind(tmp_path: Path) -> None:
 
 def test_another_index_in_the_folder_is_noticed(tmp_path: Path) -> None:
     filled(FlatIndex(), clustered(10, 4)).save(tmp_path / "flat")
-    with pytest.raises(CorruptArtifact, match="flat-index, not a transformed-index"):
+    with pytest.raises(ConfigurationError, match="holds a FlatIndex, not a TransformedIndex"):
         TransformedIndex.open(tmp_path / "flat")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_option_that_the_index_behind_has_not_is_no_damage(depth: int, tmp_path: Path) -> None:
+    index: Any = UsearchIndex("ip")
+    for _ in range(depth):
+        index = TransformedIndex(index, [Centre()])
+    index.save(tmp_path / "saved")
+    for option, words in (("mmap", "be mapped"), ("verify", "be opened with verify")):
+        with pytest.raises(ConfigurationError, match=f"a UsearchIndex, cannot {words}"):
+            TransformedIndex.open(tmp_path / "saved", **{option: True})
 
 
 def test_a_collection_uses_it_like_any_other(tmp_path: Path) -> None:
