@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from reperio.errors import ConfigurationError
 from reperio.indexes.inverted import InvertedIndex, TermScore
@@ -64,8 +65,8 @@ class BM25Index(InvertedIndex):
         precision: Precision = "uint8",
         weights_below: int = 0,
     ) -> None:
-        if weights_below < 0:
-            raise ConfigurationError(f"weights_below is {weights_below}.", "Give the first column that holds counts.")
+        if not isinstance(cast("object", weights_below), int) or weights_below < 0:
+            raise ConfigurationError(f"weights_below is {weights_below!r}.", "Give the first column that holds counts.")
         self._begin(Weighting(variant, k1, b, delta, epsilon, weights_below), precision)
 
     @property

@@ -29,7 +29,7 @@ from reperio.indexes.ranges import Pairs, RangeSearch
 from reperio.indexes.rows import Positions, pad
 from reperio.types import Neighbors
 
-__all__ = ["FactoryIndex"]
+__all__ = ["FactoryIndex", "check_factory"]
 
 _PER_CENTROID = 64
 _LEAST = 4096
@@ -37,6 +37,24 @@ _LEAST = 4096
 
 _SAYS = re.compile(r" at \S+:\d+: (?:Error: )?(?:'[^']*' failed: (?=.))?(.*)", re.DOTALL)
 """What FAISS says is wrong, after where in its sources."""
+
+
+def check_factory(factory: object) -> str:
+    """Return a factory string, or refuse what cannot be one of rows that come and go.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is no string, or its rows are in an NSG; one of centroids does not change.
+    """
+    if not isinstance(factory, str):
+        raise ConfigurationError(f"factory is {factory!r}.", "Give a string for faiss.index_factory: 'HNSW32'.")
+    if re.search(r"(?:^|,)NSG", factory):
+        problem = (
+            f"{factory!r} is an NSG graph, which FAISS builds in one go: it takes no rows later, and leaves none out."
+        )
+        raise ConfigurationError(problem, "Choose 'HNSW32'; of the centroids, 'IVF1024_NSG16,Flat' has an NSG.")
+    return factory
 
 
 class FactoryIndex:
@@ -47,7 +65,8 @@ class FactoryIndex:
     factory
         What ``faiss.index_factory`` reads.
     metric
-        A cosine is searched as an inner product of unit vectors, or by their distance where FAISS has no other.
+        A cosine is searched as an inner product of unit vectors, or by their distance where FAISS has no other, or
+        a transform takes their mean away.
     dim
         d.
     seed
@@ -59,7 +78,7 @@ class FactoryIndex:
     Raises
     ------
     ConfigurationError
-        If FAISS cannot build it for d dimensions and this metric, or it cannot grow.
+        If FAISS cannot build it for d dimensions and this metric, it measures something else, or it cannot grow.
     MissingDependency
         If FAISS is not installed.
     """
@@ -106,7 +125,10 @@ class FactoryIndex:
             except RuntimeError as error:
                 problem = _reason(error)
             else:
-                if layers.measured == {kind}:
+                changed = layers.changed(kind, unit=self.metric == "cosine")
+                if changed:
+                    problem = changed
+                elif layers.measured == {kind}:
                     layers.seed(self._seed)
                     layers.index_positions()
                     return layers

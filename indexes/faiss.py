@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
 from reperio.artifacts import new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, InvalidInput
+from reperio.errors import ConfigurationError
 from reperio.extras import load
 from reperio.indexes.autotune import Tuner
-from reperio.indexes.factory import FactoryIndex
+from reperio.indexes.factory import FactoryIndex, check_factory
 from reperio.indexes.flat import Metric, check_metric
 from reperio.indexes.gpu import check_device
 from reperio.indexes.growing import GrowingIndex, check_options, lists_on_disk
+from reperio.indexes.labelled import check_positive
 from reperio.indexes.layers import OPTIONS
 from reperio.indexes.presets import check_recall, preset
-from reperio.indexes.ranges import Ranges, ordered, within
-from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, merge
+from reperio.indexes.ranges import Ranges, check_threshold, ordered, within
+from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search, in_order, merge
 from reperio.indexes.stored import arguments, reading, whole
 from reperio.indexes.tune_report import TuneReport
 from reperio.protocols import Spec
@@ -48,8 +49,9 @@ class FaissIndex:
     ----------
     factory
         Any string for ``faiss.index_factory``: ``"Flat"``, ``"HNSW32"``, ``"IVF1024,SQ8"``, ``"OPQ16,IVF256,PQ16"``,
-        ``"IVF4096,PQ32x4fs,RFlat"``. It is tried on the first rows, before any is taken. ``"auto"`` compares every
-        row until there are 16,384, then is the `preset` ``"ivf"`` for as many as there are; `compact` chooses again.
+        ``"IVF4096,PQ32x4fs,RFlat"``; not an NSG graph, which cannot grow. It is tried on the first rows, before any is
+        taken, and refused where it measures something else than the metric. ``"auto"`` compares every row until there
+        are 16,384, then is the `preset` ``"ivf"`` for as many as there are; `compact` chooses again.
     metric
         ``"cosine"`` (vectors are scaled to length one when added and when asked for), ``"ip"`` (inner product), or
         ``"l2"``: the score is the squared Euclidean distance, negated.
@@ -72,7 +74,7 @@ class FaissIndex:
     Raises
     ------
     ConfigurationError
-        Unknown metric, option or device; a number that is out of range.
+        Unknown metric, option or device; a number that is out of range; a factory that is no string, or an NSG.
     UnsupportedOperation
         A GPU where FAISS as installed cannot use one.
 
@@ -100,17 +102,19 @@ class FaissIndex:
         recall: float | None = None,
         device: str = "cpu",
     ) -> None:
-        if train_size is not None and train_size < 1:
-            raise ConfigurationError(f"train_size is {train_size}.", "Give a positive number, or None.")
+        if train_size is not None:
+            check_positive(train_size=train_size)
+        if not isinstance(cast("object", seed), int) or not 0 <= seed < 1 << 31:
+            raise ConfigurationError(f"seed is {seed!r}.", "Give a whole number of 0 or more, below 2**31.")
         self.metric: Metric = check_metric(metric)
         self.recall = None if recall is None else check_recall(recall)
         check_device(device)
         self.train_size, self.seed, self.device = train_size, seed, device
         self._tuning: TuneReport | None = None
-        self._declared = factory
+        self._declared = check_factory(factory)
+        check_options(f"FaissIndex({factory!r})", options or {}, OPTIONS.values())
         self._options = dict(options or {})
-        check_options(f"FaissIndex({factory!r})", self._options, OPTIONS.values())
-        self._tuner = None if recall is None else Tuner(self, recall, seed=seed)
+        self._tuner = None if self.recall is None else Tuner(self, self.recall, seed=seed)
         self._held = GrowingIndex(
             factory, self.metric, train_size=train_size, seed=seed, device=device, options=self._options
         )
@@ -338,12 +342,12 @@ class FaissIndex:
 
         Raises
         ------
+        InvalidInput
+            A threshold that is no finite number.
         UnsupportedOperation
             If FAISS has no range search for this index, or cannot compare its rows one by one.
         """
-        if not np.isfinite(threshold):
-            raise InvalidInput(f"threshold is {threshold}.", "Give a score.")
-        allowed = check_search(1, allowed, options)
+        threshold, allowed = check_threshold(threshold), check_search(1, allowed, options)
         vectors = check_dense(queries, what="queries", dim=self.dim)
         self._check(options, 1)
         held, main = self._held, self._held.ready
@@ -373,7 +377,7 @@ class FaissIndex:
         found = Neighbors(ids, found.scores)
         if len(held.tail):
             return merge([found, held.tail.search(queries, k, allowed=allowed)], k)
-        return found if _in_order(found) else merge([found], k)
+        return found if in_order(found) else merge([found], k)
 
     def score(self, queries: Dense, ids: Ids, /) -> Dense:
         """Scores of the given rows, ``(q, m)`` for ids ``(q, m)``; ``-inf`` where an id is -1 or not held.
@@ -449,13 +453,3 @@ class FaissIndex:
                 report = TuneReport.from_json(meta["tuning"])
                 index._keep_tuning(report if index._tuner is None else index._tuner.recognised(report))
         return index
-
-
-def _in_order(found: Neighbors) -> bool:
-    """Whether scores fall along each row, and keys rise among equal ones: FAISS does not always see to it."""
-    left, right = found.scores[:, :-1], found.scores[:, 1:]
-    falls = right < left
-    if np.count_nonzero(falls) == falls.size:  # nearly always, and the quickest to ask
-        return True
-    falls |= (right == left) & (found.ids[:, 1:] >= found.ids[:, :-1])
-    return bool(falls.all())

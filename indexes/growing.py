@@ -43,6 +43,8 @@ _UNKNOWN = 1 << 14
 
 def check_options(index: str, options: Mapping[str, int], known: Collection[str]) -> None:
     """Refuse search options that an index does not have, and values that are no positive whole numbers."""
+    if not isinstance(cast("object", options), Mapping):
+        raise ConfigurationError(f"options is {options!r}.", "Give a mapping: {'nprobe': 16}.")
     for name, value in options.items():
         if name not in known:
             fix = f"It has: {', '.join(known)}." if known else "It has none."

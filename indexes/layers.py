@@ -91,6 +91,22 @@ class Layers:
         """FAISS's metric of each layer; empty where a score is no metric, as of LSH's bits."""
         return set() if isinstance(self.core, self._faiss.IndexLSH) else {part.metric_type for part in self.parts}
 
+    def changed(self, kind: int, *, unit: bool) -> str | None:
+        """How its transforms change what FAISS's metric measures; None where they turn vectors, or leave some out.
+
+        Vectors of length one (``unit``) are scaled to it once more at no loss, unless their mean was taken away.
+        """
+        faiss, centred = self._faiss, False
+        for step in self._steps():
+            if isinstance(step, faiss.ITQTransform) or getattr(step, "eigen_power", False):
+                return "ITQ and whitening stretch what is measured"
+            if isinstance(step, faiss.NormalizationTransform) and (centred or not unit):
+                return "L2norm scales vectors to length one, and then it measures a cosine"
+            centred = centred or isinstance(step, (faiss.PCAMatrix, faiss.CenteringTransform))
+            if centred and kind == faiss.METRIC_INNER_PRODUCT:
+                return "PCA takes the mean away, which changes every inner product"
+        return None
+
     @property
     def lossless(self) -> bool:
         """Whether scores are those of the vectors appended."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from numbers import Real
+from typing import Literal, TypeAlias, TypeGuard, cast, get_args
 
 from reperio.errors import ConfigurationError
 
@@ -51,11 +52,23 @@ class Recommendation:
     ceiling: float
 
 
-def check_recall(recall: float) -> float:
+def _number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_recall(recall: object) -> float:
     """Return ``recall``, or refuse one that is no share."""
-    if not 0 < recall <= 1:
-        raise ConfigurationError(f"recall is {recall}.", "Give a share between 0 and 1, such as 0.95.")
-    return recall
+    if not _number(recall) or not 0 < recall <= 1:
+        raise ConfigurationError(f"recall is {recall!r}.", "Give a share between 0 and 1, such as 0.95.")
+    return float(recall)
+
+
+def _sizes(rows: object, dim: object) -> tuple[int, int]:
+    """Return n and d: whole numbers, however they are written, as 1e6 is."""
+    for name, value in (("rows", rows), ("dim", dim)):
+        if not _number(value) or not 1 <= value < math.inf or value % 1:
+            raise ConfigurationError(f"{name} is {value!r}.", "Give a whole number of 1 or more, such as 1_000_000.")
+    return int(cast("int", rows)), int(cast("int", dim))
 
 
 def preset(name: str, rows: int, dim: int) -> Recommendation:
@@ -68,14 +81,14 @@ def preset(name: str, rows: int, dim: int) -> Recommendation:
         by the vectors themselves. ``"half"``, ``"small"``, ``"tiny"``: the same, and what scores again is kept in
         16, 8 or 4 bits a dimension. ``"graph"``: HNSW.
     rows
-        n, as it will be; four times more or fewer do no harm.
+        n, as it will be; four times more or fewer do no harm. 1e6 is as good as 1_000_000.
     dim
         d.
 
     Raises
     ------
     ConfigurationError
-        An unknown name; no rows or dimensions.
+        An unknown name; rows or dimensions that are no whole number, or none.
 
     Examples
     --------
@@ -84,8 +97,7 @@ def preset(name: str, rows: int, dim: int) -> Recommendation:
     """
     if name not in get_args(PresetName):
         raise ConfigurationError(f"There is no preset {name!r}.", f"Choose from: {', '.join(get_args(PresetName))}.")
-    if rows < 1 or dim < 1:
-        raise ConfigurationError(f"There is no index of {rows} rows of {dim} dimensions.", "Give positive numbers.")
+    rows, dim = _sizes(rows, dim)
     known = cast("PresetName", name)
     key, vector = 9, 4 * dim
     if known == "exact":
@@ -120,7 +132,7 @@ def recommend(rows: int, dim: int, *, recall: float = 0.95, memory: int | None =
     Raises
     ------
     ConfigurationError
-        If none that fits reaches the recall: the message says what it takes.
+        If none that fits reaches the recall: the message says what it takes. If one of these is no such number.
 
     Examples
     --------
@@ -129,7 +141,9 @@ def recommend(rows: int, dim: int, *, recall: float = 0.95, memory: int | None =
     >>> recommend(1_000_000, 384, memory=600_000_000).name
     'small'
     """
-    check_recall(recall)
+    recall, (rows, dim) = check_recall(recall), _sizes(rows, dim)
+    if memory is not None and not _number(memory):
+        raise ConfigurationError(f"memory is {memory!r}.", "Give a number of bytes, such as 600_000_000.")
     names: list[PresetName] = ["ivf", "half", "small", "tiny"]
     if rows <= FEW_ROWS or recall == 1:
         names.insert(0, "exact")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reperio.embeddings import Dense, Ids, IdSet
-from reperio.errors import UnsupportedOperation
+from reperio.errors import InvalidInput, UnsupportedOperation
 from reperio.extras import load
 from reperio.indexes.chosen import Chosen
 from reperio.indexes.filtered import FilteredSearch
@@ -21,7 +22,7 @@ from reperio.indexes.flat import FlatIndex
 from reperio.indexes.layers import Layers
 from reperio.indexes.rows import Positions
 
-__all__ = ["Pairs", "RangeSearch", "Ranges", "ordered", "within"]
+__all__ = ["Pairs", "RangeSearch", "Ranges", "check_threshold", "ordered", "within"]
 
 Pairs: TypeAlias = tuple[Positions, Ids, NDArray[np.float32]]
 """Which query found which row, and its score: three arrays ``(r,)``."""
@@ -61,6 +62,13 @@ class Ranges:
         """Ids and scores of query ``i``."""
         part = slice(int(self.lims[i]), int(self.lims[i + 1]))
         return self.ids[part], self.scores[part]
+
+
+def check_threshold(threshold: object) -> float:
+    """Return a threshold, or refuse what is no score."""
+    if not isinstance(threshold, Real) or not np.isfinite(float(threshold)):
+        raise InvalidInput(f"threshold is {threshold!r}.", "Give a score, such as 0.5.")
+    return float(threshold)
 
 
 def ordered(queries: int, *parts: Pairs) -> Ranges:

@@ -25,6 +25,7 @@ __all__ = [
     "check_removed",
     "check_search",
     "grown",
+    "in_order",
     "merge",
     "nothing",
     "pad",
@@ -322,3 +323,13 @@ def _folded(ids: Ids, alive: NDArray[np.bool_]) -> tuple[Ids, Positions]:
 
 def _ascending(ids: Ids) -> bool:
     return bool(np.all(ids[1:] > ids[:-1]))
+
+
+def in_order(found: Neighbors) -> bool:
+    """Whether scores fall along each row, and keys rise among equal ones: FAISS does not always see to it."""
+    left, right = found.scores[:, :-1], found.scores[:, 1:]
+    falls = right < left
+    if np.count_nonzero(falls) == falls.size:  # nearly always, and the quickest to ask
+        return True
+    falls |= (right == left) & (found.ids[:, 1:] >= found.ids[:, :-1])
+    return bool(falls.all())

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
@@ -82,10 +83,11 @@ class Weighting:
             raise ConfigurationError(f"BM25 has no variant {self.variant!r}.", f"Use one of {known}.")
         self._default("delta", _DELTA.get(self.variant))
         self._default("epsilon", _EPSILON if self.variant == "okapi" else None)
-        for name, value in self.parameters.items():
-            if not (math.isfinite(value) and value >= 0 and (name != "b" or value <= 1)):
+        for name, value in {"k1": self.k1, "b": self.b, **self.parameters}.items():
+            number = isinstance(cast("object", value), Real) and math.isfinite(value)
+            if not (number and value >= 0 and (name != "b" or value <= 1)):
                 fix = "Use a value from 0 to 1." if name == "b" else "Use a finite value of 0 or more."
-                raise ConfigurationError(f"{name} is {value} (BM25, variant {self.variant}).", fix)
+                raise ConfigurationError(f"{name} is {value!r} (BM25, variant {self.variant}).", fix)
 
     def _default(self, name: str, value: float | None) -> None:
         given = cast("float | None", getattr(self, name))

@@ -461,8 +461,16 @@ def test_presets_are_fitted_to_the_rows_and_dimensions() -> None:
     assert preset("small", 100, 10).factory == "IVF16,PQ2x4fs,Refine(SQ8)"
     with pytest.raises(ConfigurationError, match=r"preset 'best'.*exact, ivf, graph"):
         preset("best", 10, 10)
-    with pytest.raises(ConfigurationError, match="0 rows"):
-        preset("ivf", 0, 10)
+    assert preset("small", 1e6, 384) == preset("small", 1_000_000, 384)  # type: ignore[arg-type]
+    wrong: Any
+    for wrong in (0, "1M", 1.5, float("nan"), float("inf"), None, True):
+        with pytest.raises(ConfigurationError, match=rf"rows is {wrong!r}"):
+            FaissIndex.preset("small", rows=wrong, dim=384)
+        with pytest.raises(ConfigurationError, match=rf"dim is {wrong!r}"):
+            recommend(1000, wrong)
+    wrong = "1GB"
+    with pytest.raises(ConfigurationError, match="memory is '1GB'"):
+        recommend(1000, 384, memory=wrong)
 
 
 def test_the_recommendation_is_the_best_that_fits() -> None:
@@ -480,7 +488,8 @@ def test_the_recommendation_is_the_best_that_fits() -> None:
 
 
 def test_wrong_targets_and_nothing_to_tune_on_are_refused() -> None:
-    for wrong in (0, -0.1, 1.01, 95):
+    wrong: Any
+    for wrong in (0, -0.1, 1.01, 95, "0.95", True, float("nan"), [0.9]):
         with pytest.raises(ConfigurationError, match="recall is"):
             FaissIndex("HNSW8", recall=wrong)
         with pytest.raises(ConfigurationError, match="recall is"):

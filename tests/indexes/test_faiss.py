@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import resource
 import shutil
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -37,8 +38,10 @@ def recall(found: np.ndarray, wanted: np.ndarray) -> float:
 # The same as FAISS
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW32", "IVF16,Flat", "SQ8", "IVF16,SQ8", "IVF16,PQ8x4np", "PCA32,Flat"])
-@pytest.mark.parametrize("metric", ["ip", "l2"])
+BARE = ["Flat", "HNSW32", "IVF16,Flat", "SQ8", "IVF16,SQ8", "IVF16,PQ8x4np", "RR32,Flat"]
+
+
+@pytest.mark.parametrize(("metric", "factory"), [*product(["ip", "l2"], BARE), ("l2", "PCA32,Flat")])
 def test_results_are_those_of_faiss_on_real_texts(texts: np.ndarray, factory: str, metric: str) -> None:
     kind = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}[metric]
     bare = faiss.index_factory(64, factory, kind)
@@ -279,10 +282,15 @@ def test_rows_that_a_graph_does_not_reach_are_found_when_all_are_asked_for() -> 
     [
         ("Flatt", "cosine", "build 'Flatt' with 16 dimensions.*could not parse"),
         ("PQ7", "cosine", "multiple of the number of subquantizers"),
-        ("NSG16", "cosine", "fill 'NSG16'"),
         ("LSH", "l2", "build 'LSH'"),
         ("LSH", "cosine", "build 'LSH'"),
         ("HNSW16,PQ4x4", "ip", "measures something else"),
+        ("L2norm,Flat", "ip", "L2norm scales .* measures a cosine"),
+        ("L2norm,IVF4,Flat", "l2", "L2norm scales"),
+        ("PCA8,L2norm,Flat", "cosine", "L2norm scales"),
+        ("PCA8,IVF4,Flat", "ip", "PCA takes the mean away"),
+        ("PCAW8,Flat", "l2", "whitening"),
+        ("ITQ8,Flat", "cosine", "ITQ"),
         ("IMI2x4,Flat", "ip", "inner prod"),
     ],
 )
@@ -292,6 +300,44 @@ def test_a_factory_that_cannot_work_is_refused_before_a_row_is_taken(factory: st
         index.add(np.arange(3), clustered(3, 16))
     assert len(index) == 0
     assert index.dim is None
+
+
+KEEPING = [*product(["OPQ4_16,Flat", "RR16,Flat", "HR16,Flat"], ["cosine", "ip", "l2"]), ("L2norm,Flat", "cosine")]
+KEEPING += product(["PCA16,Flat", "PCAR16,Flat"], ["cosine", "l2"])
+
+
+@pytest.mark.parametrize(("factory", "metric"), KEEPING)
+def test_a_transform_that_keeps_all_dimensions_changes_no_ranking(factory: str, metric: Any) -> None:
+    rows = clustered(660, 16) * np.random.default_rng(0).uniform(0.5, 2, (660, 1)).astype(np.float32) + 0.3
+    index, exact = FaissIndex(factory, metric=metric, train_size=600), FlatIndex(metric)
+    for each in (index, exact):
+        each.add(np.arange(600), rows[:600])
+    wanted, found = exact.search(rows[600:], 5), index.search(rows[600:], 5)
+    assert (wanted.ids == found.ids).mean() > 0.99
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("train_size", "5"), ("train_size", 0), ("seed", "1"), ("seed", -1), ("options", "nprobe")]
+)
+def test_a_setting_of_another_kind_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is {value!r}"):
+        FaissIndex("IVF4,Flat", **{name: value})
+
+
+@pytest.mark.parametrize("factory", ["NSG16", "NSG32,Flat", "PCA8,NSG16", "IDMap,NSG16"])
+def test_a_graph_that_cannot_grow_is_refused_at_once(factory: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"'{factory}' is an NSG graph.*HNSW32"):
+        FaissIndex(factory)
+    with pytest.raises(ConfigurationError, match="factory is 5"):
+        FaissIndex(5)  # type: ignore[arg-type]
+
+
+def test_centroids_in_a_graph_that_cannot_grow_can_be_searched() -> None:
+    index, rows = FaissIndex("IVF128_NSG16,Flat", train_size=600), clustered(660, 16)
+    index.add(np.arange(600), rows[:600])
+    exact = index.exact(rows[600:], 5).ids
+    np.testing.assert_array_equal(index.search(rows[600:], 5, options={"nprobe": 128}).ids, exact)
 
 
 def test_a_factory_that_fails_in_training_loses_no_row() -> None:

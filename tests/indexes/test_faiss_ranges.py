@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,8 +155,9 @@ def test_codes_that_do_not_decode_have_no_exact_twin() -> None:
 
 def test_bad_input_is_named() -> None:
     index = filled("Flat")
-    for threshold in (np.nan, np.inf):
-        with pytest.raises(InvalidInput, match="threshold"):
+    threshold: Any
+    for threshold in (np.nan, np.inf, "a", None):
+        with pytest.raises(InvalidInput, match=f"threshold is {threshold!r}"):
             index.search_range(QUERIES, threshold)
     with pytest.raises(ShapeError, match="queries"):
         index.search_range(QUERIES[:, :8], 0.5)
