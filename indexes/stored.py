@@ -62,7 +62,7 @@ def reading(
     saved = spec.get("type") if isinstance(spec, dict) and found != "generation" else None  # which has its index's
     if isinstance(saved, str) and not _same(cls, saved):
         read_folder(folder, found, checksums=verify)  # a manifest that came from elsewhere is damage
-        raise ConfigurationError(f"{folder} holds a {saved}, not a {cls.__name__}.", f"Use {saved}.open.")
+        raise ConfigurationError(f"{folder} was saved by {saved}, not by {cls.__name__}.", f"Use {saved}.open.")
     meta = read_verified(folder, kind, verify=verify, once=once)
     with loading(folder, cls.__name__):
         yield folder, meta

@@ -368,6 +368,10 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise NotFound(f"{path} holds no {MANIFEST}.", "Check the path.") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, IsADirectoryError) as error:
         raise CorruptArtifact(f"{path / MANIFEST} is damaged: {error}.", fix) from error
+    except OSError as error:
+        if error.errno in _NO_PLACE:
+            raise NotFound(f"{path} cannot be there: {error.strerror}.", "Check the path.") from error
+        raise
     return manifest
 
 

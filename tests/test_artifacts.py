@@ -197,6 +197,8 @@ def test_other_kinds_newer_formats_and_absent_folders_are_told_apart(tmp_path: P
         read_folder(tmp_path / "x", "thing")
     with pytest.raises(NotFound):
         read_folder(tmp_path / "y", "thing")
+    with pytest.raises(NotFound, match="too long"):
+        read_folder("x" * 300, "thing")
 
 
 def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,3 +252,4 @@ def test_what_cannot_be_opened_is_not_called_damaged(tmp_path: Path, raised: Exc
     with pytest.raises(StorageError) as told, loading(tmp_path, "thing"):
         raise raised
     assert isinstance(told.value, CorruptArtifact) == damaged
+    assert not damaged or str(told.value).endswith(". Rebuild it.")

@@ -99,5 +99,5 @@ def test_indexes_that_a_newer_release_saved_are_made_anew(tmp_path: Path) -> Non
 
 
 def test_a_golden_index_is_not_opened_as_another(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="holds a QueryAwareIndex"):
+    with pytest.raises(ConfigurationError, match="saved by QueryAwareIndex"):
         resolve("FlatIndex").open(unpacked("QueryAwareIndex", tmp_path))

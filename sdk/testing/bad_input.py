@@ -167,7 +167,7 @@ class BadInputContract:
         filled.save(tmp_path / "saved")
         own = type(filled)
         others = [kind for name in BUILT_IN if name.endswith("Index") and (kind := resolve(name)) is not own]
-        words = f"saved holds a {own.__name__}, not a "
+        words = f"saved was saved by {own.__name__}, not by "
         refused((partial(kind.open, tmp_path / "saved"), ConfigurationError, words) for kind in others)
 
 

@@ -352,7 +352,7 @@ def test_it_opens_with_the_options_of_the_index_behind(tmp_path: Path) -> None:
 
 def test_another_index_in_the_folder_is_noticed(tmp_path: Path) -> None:
     filled(FlatIndex(), clustered(10, 4)).save(tmp_path / "flat")
-    with pytest.raises(ConfigurationError, match="holds a FlatIndex, not a TransformedIndex"):
+    with pytest.raises(ConfigurationError, match="saved by FlatIndex, not by TransformedIndex"):
         TransformedIndex.open(tmp_path / "flat")
 
 
