@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from reperio.artifacts import disk_errors, replace_text
 from reperio.embeddings import Dense
-from reperio.errors import ConfigurationError, NotFound, WriterBusy
+from reperio.errors import ConfigurationError, NotFound, StorageError, WriterBusy
 from reperio.postgres import is_url, split_collection
 from reperio.protocols import Encoder, Index, Store
 from reperio.signals import LiveSignal, Signal, describe
@@ -210,7 +210,7 @@ def _check_folder(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise ConfigurationError(f"{folder} is a file.", "Give a folder, which need not be there yet.")
+        raise StorageError(f"{folder} is in the way of a folder: it is a file.", "Choose another path.")
     others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(_OURS))
     if others:
         problem = f"{folder} is no collection, and holds {others[0]!r}" + f" and {len(others) - 1} more" * (

@@ -35,6 +35,9 @@ CANARY_TOLERANCE = 1e-3
 """Largest difference of any value of a canary's embedding, relative to its largest: hardware stays below it,
 another model does not."""
 
+ASTRAY = 1e-3
+"""How far a vector's score for itself may lie from the exact one, relative to its square: it is rounding's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signal(Generic[E]):
@@ -347,7 +350,10 @@ class LiveSignal:
         return Neighbors(np.take_along_axis(found.ids, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
     def problems(self, live: IdSet) -> Iterator[str]:
-        """Where the signal does not hold exactly the live documents; ``live`` are their rows."""
+        """Where the signal does not hold exactly the live documents; ``live`` are their rows.
+
+        Of an index here that keeps dense vectors as they are, these are compared with the store's too.
+        """
         held = self.index.ids
         for what, rows in (("lacks", np.setdiff1d(live, held)), ("still holds", np.setdiff1d(held, live))):
             if len(rows):
@@ -370,3 +376,15 @@ class LiveSignal:
                 yield f"{self.name}: a stored embedding is not {width} bytes long" + " for each vector" * several
             elif not np.isfinite(np.frombuffer(b"".join(values), dtype="<f4")).all():
                 yield f"{self.name}: a stored embedding holds NaN or infinity"
+            elif self.kind == "dense" and self.index.lossless and not isinstance(self.index, Served):
+                there = np.intersect1d(np.array(sorted(found), dtype=np.int64), held, assume_unique=True)
+                yield from self._astray(there, self.embed(there))
+
+    def _astray(self, rows: Ids, vectors: Dense) -> Iterator[str]:
+        """Rows that score otherwise for their own vectors than these do."""
+        exact = FlatIndex(self.index.spec.get("metric", "ip"))
+        exact.add(rows, vectors)
+        wanted, found = (index.score(vectors, rows[:, None])[:, 0] for index in (exact, self.index))
+        wrong = rows[np.abs(found - wanted) > ASTRAY * (1 + np.einsum("nd,nd->n", vectors, vectors))]
+        if len(wrong):
+            yield f"{self.name}: the index has other vectors for {len(wrong)} documents, row {wrong[0]} the first"

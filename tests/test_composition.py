@@ -11,7 +11,7 @@ from reperio import Collection, Signal, lexical, opening
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.hashing import HashWeights
 from reperio.encoders.summed import SparseSum
-from reperio.errors import ConfigurationError, InvalidInput
+from reperio.errors import ConfigurationError, InvalidInput, StorageError
 from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.inverted import InvertedIndex
 from reperio.indexes.seismic import SeismicIndex
@@ -55,7 +55,7 @@ def test_a_folder_of_something_else_does_not_become_a_collection(
         ConfigurationError, match=r"holds 'notes.txt' and 1 more. Give a folder of its own: .*collection"
     ):
         Collection.open(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"notes.txt is a file"):
+    with pytest.raises(StorageError, match=r"notes.txt is in the way"):
         Collection.open(tmp_path / "notes.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "queries"]
     cut = tmp_path / "cut"

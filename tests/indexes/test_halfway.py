@@ -117,3 +117,14 @@ def test_a_collection_interrupted_while_it_catches_up_reads_its_index_again(
                 c.search("any", 3)
         assert [c.search(text, 1).ids[0] for text in texts] == texts
         assert c.verify().ok
+
+
+@pytest.mark.parametrize("index", [FlatIndex, FaissIndex, UsearchIndex, lambda: FaissIndex("HNSW16", metric="l2")])
+def test_vectors_that_are_not_those_of_the_store_are_found(index: Any, tmp_path: Path) -> None:
+    texts = [f"some{i} words{i} for{i}" for i in range(40)]
+    with Collection.open(tmp_path / "c", signals={"dense": Signal(HashEncoder(64), index())}) as c:
+        c.upsert([Document(text, text) for text in texts])
+        assert c.verify().ok
+        live = c._signals["dense"]
+        live.index.add(np.array([3, 4]), live.embed(np.array([4, 3])))
+        assert c.verify().problems == ("dense: the index has other vectors for 2 documents, row 3 the first",)
