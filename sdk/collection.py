@@ -32,7 +32,7 @@ from reperio.protocols import Spec
 from reperio.registry import build
 from reperio.retrieval import Options
 from reperio.searcher import Request, Searcher
-from reperio.signals import LiveSignal, check_home, check_weighing
+from reperio.signals import LiveSignal, check_home
 from reperio.stores.rows import Mode
 from reperio.types import Document, Query, Ranking
 from reperio.upkeep import COMPACT_AT, Upkeep
@@ -280,7 +280,7 @@ class Collection:
         live, what = self._named(signal), f"The index for {signal!r}"
         fresh = new_index(index, metric_of(build(live.derived.spec)), what, own=True)
         check_home(fresh, what, hosted=self._store.host is not None)
-        check_weighing(live.encoder, fresh, what)
+        live.check_weighing(fresh)
         live.check(fresh)
         self._upkeep.reindex(live, fresh)
 

@@ -268,6 +268,21 @@ class LiveSignal:
         """Whether a small set of rows is best scored one by one, past the index; a server does that itself."""
         return self.kind != "sparse" and self.stored and not isinstance(self.index, Served)
 
+    def check_weighing(self, index: Index[Any]) -> None:
+        """As the function of this name; where the encoder cannot be made here, nothing is known of its counts.
+
+        Raises
+        ------
+        ConfigurationError
+        """
+        if self.kind != "sparse":
+            return
+        try:
+            encoder = self.encoder
+        except ConfigurationError:
+            return
+        check_weighing(encoder, index, f"The index for {self.name!r}")
+
     def check(self, index: Index[Any], rows: Ids | None = None) -> None:
         """Refuse an index that cannot hold the signal's embeddings: these rows', or any.
 
