@@ -41,6 +41,9 @@ _QUERIES = 256
 _BLOCK = 1 << 16
 """Queries and rows multiplied at a time: 64 MB of scores."""
 
+_SHORT = 1e-15
+"""Length of a vector below which squares of its components leave float32, if only in part."""
+
 _ROUNDING = np.finfo(np.float32).eps
 
 _GROUP = 16
@@ -78,9 +81,15 @@ def check_metric(metric: str) -> Metric:
 def unit(vectors: Dense) -> Dense:
     """Each vector over its length; a zero vector stays zero."""
     lengths: NDArray[np.float32] = np.sqrt(squared(vectors))
-    if np.count_nonzero(lengths) < len(lengths):
-        lengths[lengths == 0] = 1
-    return vectors / lengths[:, None]
+    short = lengths < _SHORT
+    if not np.count_nonzero(short):
+        return vectors / lengths[:, None]
+    peaks = np.abs(vectors[short]).max(axis=1, initial=0)
+    out = vectors.copy()
+    out[short] /= np.where(peaks > 0, peaks, np.float32(1))[:, None]
+    lengths[short] = np.sqrt(squared(out[short]))
+    out /= np.where(lengths > 0, lengths, np.float32(1))[:, None]
+    return out
 
 
 def squared(vectors: Dense) -> NDArray[np.float32]:

@@ -180,7 +180,7 @@ class QueryAwareIndex:
             If none is longer than zero.
         """
         vectors = check_dense(queries, what="queries", dim=self._dim)
-        vectors = vectors if self.metric == "l2" else unit(vectors[squared(vectors) > 0])
+        vectors = vectors if self.metric == "l2" else unit(vectors[vectors.any(axis=1)])
         if not len(vectors):
             raise InvalidInput("There are no training queries.", "Give some that are not zero.")
         given = np.random.default_rng(self.seed).permutation(vectors)[: self.train_size or _MOST]

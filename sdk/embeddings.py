@@ -5,7 +5,6 @@ Shapes: n rows, d dimensions, V vocabulary, t tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, cast
@@ -15,8 +14,13 @@ from numpy.typing import NDArray
 
 from reperio.errors import ShapeError
 
+LARGEST = 1e15
+"""The largest component of a vector, and negated the smallest: products and distances of longer ones leave float32."""
+
+_SQUARE = LARGEST**2
+
 Dense: TypeAlias = NDArray[np.float32]
-"""Dense vectors, ``(n, d)``, float32, C-contiguous, finite."""
+"""Dense vectors, ``(n, d)``, float32, C-contiguous, finite, no component beyond `LARGEST`."""
 
 Ids: TypeAlias = NDArray[np.int64]
 """Row keys, int64; ``-1`` marks an empty slot."""
@@ -132,11 +136,20 @@ def check_dense(vectors: object, *, what: str, dim: int | None = None, rows: int
     if rows is not None and len(array) != rows:
         raise ShapeError(f"{what} has {len(array)} rows, expected {rows}.", "Give one row for each text or id.")
     out = np.ascontiguousarray(array, dtype=np.float32)
-    if not math.isfinite(np.vdot(out, out)):  # one product over all values is quicker than a test of each
-        bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
-        if len(bad):
-            raise ShapeError(f"{what}, row {bad[0]}, holds NaN or infinity ({len(bad)} such rows).", "Drop or mend it.")
+    if not float(np.vdot(out, out)) <= _SQUARE:  # NaN too: one product over all values is quicker than a test of each
+        _check_values(out, what=what)
     return out
+
+
+def _check_values(vectors: Dense, *, what: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise ShapeError(f"{what}, row {bad[0]}, holds NaN or infinity ({len(bad)} such rows).", "Drop or mend it.")
+    bad = np.flatnonzero((np.abs(vectors) > LARGEST).any(axis=1))
+    if len(bad):
+        value = max(vectors[bad[0]].tolist(), key=abs)
+        problem = f"{what}, row {bad[0]}, holds {value:g}, beyond ±{LARGEST:g} ({len(bad)} such rows)."
+        raise ShapeError(problem, "Scale all vectors down alike, or drop it.")
 
 
 def check_multi_vector(
@@ -156,8 +169,8 @@ def check_multi_vector(
     Raises
     ------
     ShapeError
-        Not a `MultiVector`; wrong rank, dtype, d or n; a NaN or infinite value; offsets that descend, or that do not
-        go from 0 to the number of vectors; a row without a vector. The message names the place.
+        Not a `MultiVector`; wrong rank, dtype, d or n; a value that `check_dense` refuses; offsets that descend,
+        or that do not go from 0 to the number of vectors; a row without a vector. The message names the place.
     """
     if not isinstance(embeddings, MultiVector):
         problem = f"{what} is a {type(embeddings).__name__}, not a MultiVector."

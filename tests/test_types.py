@@ -119,7 +119,10 @@ def test_bad_vectors_are_named() -> None:
         check_dense(good, what="v", dim=5)
     with pytest.raises(ShapeError, match="3 rows, expected 2"):
         check_dense(good, what="v", rows=2)
-    # A sum of squares that overflows is not a NaN in the data.
-    assert check_dense(np.full((1, 4), 1e30), what="v").shape == (1, 4)
+    large = np.full((3, 4), 1e15, dtype=np.float32)
+    np.testing.assert_array_equal(check_dense(large, what="v"), large)
+    large[1, 2] = -3e20
+    with pytest.raises(ShapeError, match=r"v, row 1, holds -3e\+20, beyond ±1e\+15 \(1 such rows\)\. Scale"):
+        check_dense(large, what="v")
     with pytest.raises(ShapeError, match="differ"):
         Neighbors(np.zeros((1, 2), np.int64), np.zeros((1, 3), np.float32))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from reperio.artifacts import new_folder
-from reperio.embeddings import Dense, Ids, MultiVector, Sparse, take
+from reperio.embeddings import LARGEST, Dense, Ids, MultiVector, Sparse, take
 from reperio.errors import (
     ConfigurationError,
     CorruptArtifact,
@@ -63,7 +63,7 @@ class BadInputContract:
     def test_bad_rows_are_refused_and_nothing_is_changed(
         self, filled: Index[Any], keys: Ids, rows: Any, queries: Any
     ) -> None:
-        """Check everything before the first change: NaN, another shape or kind, keys that do not fit."""
+        """Check everything before the first change: NaN, huge values, another shape or kind, keys that do not fit."""
         before = filled.search(queries, 10)
         two, fresh = take(rows, np.arange(2)), keys[-1] + np.array([1, 2])
         bad_rows = [*_bad_rows(two), _wider(two)]
@@ -189,7 +189,9 @@ def _bad_rows(two: Any) -> list[Any]:
     another: Any = np.ones((2, 3), dtype=np.float32)
     if isinstance(two, np.ndarray) and cast("Dense", two).dtype.kind == "f":
         another = Sparse(np.array([0, 1, 2]), np.array([0, 1]), flat, 3)
-    return [poisoned(two), poisoned(two, np.inf), another, flat, flat[0], None, "bare", object(), [["a"], ["b"]]]
+    beyond = [] if isinstance(two, Sparse) else [poisoned(two, 3e38), poisoned(two, -1.1 * LARGEST)]
+    shapes: list[Any] = [another, flat, flat[0], None, "bare", object(), [["a"], ["b"]]]
+    return [poisoned(two), poisoned(two, np.inf), *beyond, *shapes]
 
 
 def poisoned(embeddings: Any, value: float = np.nan) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reperio.embeddings import Dense, Ids, kind_of, take
+from reperio.embeddings import LARGEST, Dense, Ids, MultiVector, kind_of, take
 from reperio.errors import (
     CorruptArtifact,
     ShapeError,
@@ -62,6 +62,8 @@ class IndexContract(BadInputContract):
         Whether `score` is there; if not, it must say so.
     option
         A search option that the index has, if any, to be given wrong values.
+    largest
+        The largest component of a vector that it takes.
     keeps_files
         Whether what was saved stays as it was while the index goes on. Not where the rows are on a server: a folder
         then only names them, and opening it finds them as they are now.
@@ -71,6 +73,7 @@ class IndexContract(BadInputContract):
     score_tolerance: float = 1e-5
     returns_only_matches: bool = False
     keeps_files: bool = True
+    largest: float = LARGEST
 
     @pytest.fixture
     def index(self) -> Index[Any]:
@@ -206,6 +209,29 @@ class IndexContract(BadInputContract):
         exact = FlatIndex(filled.spec.get("metric", "ip"))
         exact.add(keys, rows)
         self._check_recall(filled.search(queries, K), exact.search(queries, K).ids)
+
+    def test_the_length_of_a_vector_is_nothing_to_a_cosine(
+        self, filled: Index[Any], keys: Ids, rows: Any, queries: Any
+    ) -> None:
+        """Squares of what is below 1e-19 are no floats, and give wrong lengths: `reperio.indexes.flat.unit` knows."""
+        if filled.spec.get("metric") != "cosine":
+            return
+        wanted = filled.search(queries, K)
+        filled.add(keys, _stretched(rows))
+        found = filled.search(_stretched(queries), K)
+        self._check_form(filled, found)
+        self._check_recall(found, wanted.ids)
+
+    def test_values_as_large_as_may_be_have_finite_scores(
+        self, index: Index[Any], keys: Ids, rows: Any, queries: Any
+    ) -> None:
+        """No row may be lost because a distance of it is no float."""
+        if not isinstance(rows, MultiVector) and getattr(rows, "dtype", None) != np.float32:
+            return
+        index.add(keys, _stretched(rows, np.float32(0.9 * self.largest)))
+        found = index.search(_stretched(queries, np.float32(-0.9 * self.largest)), ROWS)
+        self._check_form(index, found)
+        assert (found.ids >= 0).all()
 
     # Filters
 
@@ -403,6 +429,14 @@ class IndexContract(BadInputContract):
 
 def _stacked(parts: list[Neighbors]) -> Neighbors:
     return Neighbors(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
+
+
+def _stretched(embeddings: Any, lengths: Any = None) -> Any:
+    """Vectors made longer or shorter, by 36 orders of magnitude down and 14 up where nothing is said."""
+    if isinstance(embeddings, MultiVector):
+        return MultiVector(_stretched(embeddings.vectors, lengths), embeddings.offsets)
+    orders = np.random.default_rng(4).uniform(-36, 14, (len(embeddings), 1)) if lengths is None else 0
+    return (embeddings * (10.0**orders if lengths is None else lengths)).astype(np.float32)
 
 
 def _twin(index: Index[Any], folder: Path) -> Index[Any]:

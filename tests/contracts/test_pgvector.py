@@ -54,6 +54,7 @@ class TestHNSW(PgvectorContract):
 
 class TestIVFFlat(PgvectorContract):
     recall_floor = 0.9
+    largest = 65504
     option = "probes"
     settings = {"index": "ivfflat", "lists": 16, "metric": "l2", "dtype": "float16"}  # noqa: RUF012
 

@@ -10,6 +10,7 @@ from reperio.testing.index import IndexContract
 
 class TestFloat16(IndexContract):
     recall_floor = 0.98
+    largest = 65504
 
     @pytest.fixture
     def index(self) -> QuantizedIndex:
