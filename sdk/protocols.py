@@ -67,7 +67,11 @@ class Index(Protocol[E_contra]):
 
     @property
     def lowest(self) -> float:
-        """The lowest score that can occur in theory; ``-inf`` where there is none."""
+        """The lowest score that can occur in theory; ``-inf`` where there is none.
+
+        It bounds exact scores, which a collection gives: where an index is not `lossless`, its own may be lower by
+        what its codes are off (RaBitQ gave -1.14 for a cosine).
+        """
         ...
 
     def __len__(self) -> int: ...
