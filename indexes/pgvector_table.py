@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,14 @@ import numpy as np
 
 from reperio.artifacts import new_folder
 from reperio.embeddings import Ids, IdSet
-from reperio.errors import ConfigurationError, CorruptArtifact, ReperioError, StaleResult, UnsupportedOperation
+from reperio.errors import (
+    ConfigurationError,
+    CorruptArtifact,
+    NotFound,
+    ReperioError,
+    StaleResult,
+    UnsupportedOperation,
+)
 from reperio.extras import load
 from reperio.indexes.abandoned import drop_when_gone
 from reperio.indexes.rows import check_removed, pad
@@ -76,7 +83,7 @@ class PostgresTable(ABC):
         self._database = None if url is None else Database.at(url)
         self._schema = SCHEMA
         self._name = f"index_{uuid4().hex}"
-        self._made = False
+        self._made = False  # whether the table was seen, and no rollback can take it away again
         self._kept = False
 
     @property
@@ -122,15 +129,30 @@ class PostgresTable(ABC):
         return self._database
 
     @contextmanager
+    def _there(self) -> Generator[Database]:
+        """The database; of its collection's transactions it is a part if it lives there, and of no others."""
+        home = self._home()
+        with ExitStack() as inside:
+            if self.url is not None:
+                inside.enter_context(home.apart())
+            try:
+                yield home
+            except CorruptArtifact as error:
+                if getattr(error.__cause__, "sqlstate", None) not in ("42P01", "3F000"):
+                    raise
+                raise self._gone() from error
+
+    def _gone(self) -> NotFound:
+        if self.url is None:
+            fix = "Search again. If it is still so, open the collection for writing: that builds the index anew."
+            return StaleResult(f"The table {self.address} was dropped, or its index replaced.", fix)
+        fix = "Open the collection again: it builds the index anew from its store."
+        return NotFound(f"{self.address} is gone: someone dropped it.", fix)
+
+    @contextmanager
     def _session(self) -> Generator[Any]:
-        """Read; a table that another client has dropped meanwhile, because its index was replaced, is told apart."""
-        try:
-            with self._home().session() as connection:
-                yield connection
-        except CorruptArtifact as error:
-            if getattr(error.__cause__, "sqlstate", None) != "42P01":
-                raise
-            raise StaleResult("The index was replaced while it was searched.", "Search again.") from error
+        with self._there() as database, database.session() as connection:
+            yield connection
 
     def _named(self, statement: str) -> Any:
         """With the schema for ``{0}``, the table for ``{1}``, its index for ``{2}``, the one to come for ``{3}``."""
@@ -145,39 +167,60 @@ class PostgresTable(ABC):
 
     def _state(self, connection: Any, *, lock: bool = False) -> State | None:
         """What the table holds; None before there is one."""
-        if not self._made:
-            sql = "SELECT to_regclass(format('%%I.tables', %s::text)) IS NOT NULL"
-            if not self._run(connection, sql, (self._schema,)).fetchone()[0]:
-                return None
-        sql = "SELECT dim, rows, generation, built FROM {0}.tables WHERE name = %s"
-        found = self._run(connection, f"{sql} FOR UPDATE" if lock else sql, (self._name,)).fetchone()
-        if found is None and self._made and not lock:
-            raise StaleResult(f"The table {self.address} was dropped or replaced.", "Search again, or open it again.")
-        self._made = found is not None
+        if not self._made and not self._catalogued(connection):
+            return None
+        sql = (
+            "SELECT dim, rows, generation, built FROM {0}.tables "
+            "WHERE name = %s AND to_regclass(format('%%I.%%I', %s::text, name)) IS NOT NULL"
+        )
+        names = (self._name, self._schema)
+        found = self._run(connection, f"{sql} FOR UPDATE" if lock else sql, names).fetchone()
+        if found is None and self._made:
+            raise self._gone()
+        self._learn(made=found is not None)
         return None if found is None else State(*found)
+
+    def _catalogued(self, connection: Any) -> bool:
+        # Not to_regclass, which may answer what it answered before another made it, in the same transaction.
+        sql = (
+            "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relname = 'tables')"
+        )
+        return bool(self._run(connection, sql, (self._schema,)).fetchone()[0])
+
+    def _learn(self, *, made: bool) -> None:
+        # What a transaction has made itself is gone again where it is undone.
+        if made and not self._home().changing:
+            self._made = True
 
     @contextmanager
     def _changing(self, dim: int | None = None) -> Generator[tuple[Any, State | None]]:
         """A transaction in which nobody else changes the table; it is made first where ``dim`` is given."""
-        with self._home().transaction() as connection:
-            state = self._state(connection, lock=True)
-            made = state is None and dim is not None
-            if state is None and dim is not None:
-                state = self._make(connection, dim)
-            yield connection, state
+        made = False
+        with self._there() as database:
+            with database.transaction() as connection:
+                state = self._state(connection, lock=True)
+                if state is None and dim is not None:
+                    # Two who make the schema at once would fail, one of them, in spite of IF NOT EXISTS.
+                    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('reperio tables', 0))")
+                    state = self._state(connection, lock=True)  # another may have made it meanwhile
+                    made = state is None
+                    state = state or self._make(connection, dim)
+                yield connection, state
+            self._learn(made=state is not None)
         if made and not self._kept:
             drop = partial(_drop, self._home(), self._schema, self._name)
             self._dropping = drop_when_gone(self, drop, at_exit=True)
 
     def _make(self, connection: Any, dim: int) -> State:
-        # Two who make the schema at once would fail, one of them, in spite of IF NOT EXISTS.
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('reperio tables', 0))")
         self._prepare(connection)
         self._run(connection, "CREATE SCHEMA IF NOT EXISTS {0}")
         self._run(connection, _CATALOG)
         self._run(connection, f"CREATE TABLE {{1}} (key bigint PRIMARY KEY, value {self._column(dim)})")
         self._finish(connection)
-        self._run(connection, "INSERT INTO {0}.tables VALUES (%s, %s, 0, 0, 0)", (self._name, dim))
+        # There is a row already where the table was dropped by hand.
+        sql = "INSERT INTO {0}.tables VALUES (%s, %s, 0, 0, 0) ON CONFLICT (name) DO UPDATE SET dim = excluded.dim, "
+        self._run(connection, f"{sql} rows = 0, generation = 0, built = 0", (self._name, dim))
         return State(dim)
 
     def _changed(self, connection: Any, rows: int, *, built: int | None = None) -> None:
@@ -237,12 +280,12 @@ class PostgresTable(ABC):
 
     def drop(self) -> None:
         """Take the rows off the server for good."""
-        with self._changing() as (connection, state):
-            if state is not None:
+        with self._there() as database, database.transaction() as connection:
+            if self._catalogued(connection):
+                self._run(connection, "DELETE FROM {0}.tables WHERE name = %s", (self._name,))
                 # Who still reads it is waited for, but not for ever: dropping can be tried again.
                 connection.execute("SELECT set_config('lock_timeout', '10s', true)")
                 self._run(connection, "DROP TABLE IF EXISTS {1}")
-                self._run(connection, "DELETE FROM {0}.tables WHERE name = %s", (self._name,))
         self._made = False
 
     def save(self, path: Path | str, /) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,11 @@ def draft(target: Path | str, cache: Path | str | None) -> Draft:
 
 
 def _in_folder(target: Path) -> Draft:
-    folder = target.absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    folder = Path(os.path.realpath(target))  # a folder cannot be put in the place of a link to one
+    if folder.is_mount():
+        problem = f"{target} is where a file system is mounted, and nothing can be put in its place."
+        raise ConfigurationError(problem, "Choose a folder inside it.")
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise ConfigurationError(f"{target} is there, and is no collection.", "Choose another target, or delete it.")
     unfinished = folder.with_name(f".{folder.name}.{SUFFIX}")
     opened = place(unfinished, mode="rw", collection=None, cache=None)

@@ -70,17 +70,27 @@ class TableIndex:
         """Bring the rows to the last commit, or to the one that is being made."""
         since = self._host.seq(self._generation)
         if since < self._store.floor:  # it was out of use, and what it missed is gone
-            self.index.drop()
-            since = 0
-        if since < self._store.seq:
-            seq, _, _ = replay(self._store, self._embed, self.index, since)
-            self._host.reached(self._generation, seq)
+            self._refill()
+        elif since < self._store.seq:
+            self._replay(since)
+
+    def _refill(self) -> None:
+        self.index.drop()
+        self._replay(0)
+
+    def _replay(self, since: int) -> None:
+        seq, _, _ = replay(self._store, self._embed, self.index, since)
+        self._host.reached(self._generation, seq)
 
     def evict(self) -> None:
-        """Take away rows that the store does not have: someone wrote them by hand."""
+        """Take away rows that the store does not have, or fill it anew where it lacks some: what was done by hand."""
         with self._store.writing, self._store.transaction():
-            if len(self.index) > self._store.count():
+            self.catch_up()
+            held, wanted = len(self.index), self._store.count()
+            if held > wanted:
                 self.index.remove(np.setdiff1d(self.index.ids, self._store.matching(None), assume_unique=True))
+            elif held < wanted:
+                self._refill()
 
     def checkpoint(self) -> None:
         """Make what was added quick to search. Commits alone change it, and the database keeps them and this apart."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def migrate(
 
 
 def _check_apart(source: Path, target: Path) -> None:
-    a, b = source.resolve(), target.resolve()
+    a, b = Path(os.path.realpath(source)), Path(os.path.realpath(target))  # of a link to itself, no error
     if a == b or a in b.parents:
         raise ConfigurationError(f"The target {target} is the source, or inside it.", "Choose another place.")
 

@@ -235,6 +235,25 @@ class Database:
             self._give_back(connection)
 
     @contextmanager
+    def apart(self) -> Generator[None]:
+        """Inside, this thread takes no part in its transaction: it reads what is committed, and commits."""
+        self._after_fork()
+        held, reading = getattr(self._local, "connection", None), getattr(self._local, "reading", False)
+        self._local.connection, self._local.reading = None, False
+        try:
+            yield
+        finally:
+            self._local.connection, self._local.reading = held, reading
+
+    @property
+    def changing(self) -> bool:
+        """Whether this thread is in a transaction whose changes it sees, and which may yet be undone."""
+        held = getattr(self._local, "connection", None)
+        if held is None or getattr(self._local, "reading", False):
+            return False
+        return bool(held.info.transaction_status != self._psycopg.pq.TransactionStatus.IDLE)
+
+    @contextmanager
     def trial(self) -> Generator[Any]:
         """A transaction, or a part of the one that this thread is in, that is undone: its settings end with it.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from reperio import meter
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
-from reperio.errors import ConfigurationError, EmptyText, InvalidInput, NotFound, StaleResult
+from reperio.errors import ConfigurationError, EmptyText, InvalidInput, NotFound
 from reperio.explain import Explanation, SignalScore, TermScore
 from reperio.filters import Filter
 from reperio.fusion import Convex, Fusion
@@ -108,7 +108,7 @@ class Searcher:
         encoded = _encode(used, asked, embeddings)
         try:
             found = self._now(used, encoded, request)
-        except StaleResult:  # another process has compacted in between
+        except NotFound:  # another process has compacted in between, or put another index in the place of one
             found = self._now(used, encoded, request)
         rankings = [Ranking(q, StoredHits(f, self._store.fetch)) for q, f in zip(asked, found, strict=True)]
         meter.count("hits", sum(map(len, rankings)))

@@ -449,6 +449,33 @@ def test_a_source_or_a_target_that_is_something_else_is_refused(source: Path, tm
     assert migrate(source, tmp_path / "empty", progress=False).ok
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["to an empty folder", "to nothing yet"])
+def test_a_link_leads_to_where_the_target_is_to_be(source: Path, tmp_path: Path, there: bool) -> None:
+    link, real = tmp_path / "link", tmp_path / "elsewhere" / "real"
+    (real if there else real.parent).mkdir(parents=True)
+    link.symlink_to(real)
+    assert migrate(source, link).problems == ()
+    assert link.is_symlink()
+    assert [path.name for path in real.parent.iterdir()] == ["real"]
+    with Collection.open(link, mode="r") as collection:
+        assert collection.count() == 190
+    report = migrate(source, link)
+    assert (report.problems, report.added) == ((), 0)
+
+
+def test_a_place_where_nothing_can_be_put_is_refused_before_anything_is_copied(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mounted").mkdir()
+    is_mount = Path.is_mount
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "mounted" or is_mount(self))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, problem in [("mounted", "file system is mounted"), ("loop", "no collection")]:
+        with pytest.raises(ConfigurationError, match=problem):
+            migrate(source, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "mounted", source.name]
+
+
 def test_one_migration_at_a_time_goes_to_a_target(source: Path, tmp_path: Path) -> None:
     with Collection.open(tmp_path / ".target.migrating", signals=signals()) as held:
         with pytest.raises(WriterBusy, match=r"process \d+"):

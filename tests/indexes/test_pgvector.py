@@ -20,8 +20,8 @@ from reperio.encoders.hashing import HashEncoder
 from reperio.errors import (
     ConfigurationError,
     CorruptArtifact,
+    NotFound,
     ShapeError,
-    StaleResult,
     StorageError,
     UnsupportedOperation,
 )
@@ -233,7 +233,7 @@ def test_an_index_that_was_not_saved_leaves_nothing(server: str, tmp_path: Path)
     opened.drop()
     assert kept_name not in tables(server)
     assert len(opened) == 0
-    with pytest.raises(StaleResult, match="dropped"):
+    with pytest.raises(NotFound, match="someone dropped it"):
         other.search(np.eye(2, dtype=np.float32), 1)
 
 
