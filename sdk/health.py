@@ -52,8 +52,8 @@ class CollectionStats:
         advised; ``bytes`` on disk, ``generations``, those of each saved state; ``mapped``, bytes of its files that
         this process has mapped, and ``resident``, how many of them are in memory now, where Linux tells it;
         ``segments`` that a search looks into, ``waiting``, rows that it searches exactly beside them, in an index that
-        has such; ``factory`` in use, ``tuning`` and ``quantization``, what the index measured when it was built, where
-        it did.
+        has such; ``factory`` in use; ``tuning`` and ``quantization``, what the index measured when it was built, where
+        it did, with the recall ``asked`` for and the options ``in_use`` now.
     writer
         The process on this machine that writes, if any.
     compaction

@@ -413,6 +413,9 @@ def test_a_collection_keeps_what_was_tuned_with_its_checkpoint(tmp_path: Path) -
         before = [ranking.ids for ranking in collection.search(["?"] * 50, 10, **asked)]
     with Collection.open(tmp_path / "c") as collection:
         assert [ranking.ids for ranking in collection.search(["?"] * 50, 10, **asked)] == before
+        told = collection.stats().signals["dense"]["tuning"]
+        assert (told["asked"], told["target"]) == (0.9, pytest.approx(0.925))
+        assert sorted(told["in_use"]) == ["k_factor", "nprobe"]
     saved = next((tmp_path / "c" / "indexes" / "dense").glob("*/index/manifest.json"))
     meta = json.loads(saved.read_text())["meta"]
     assert meta["factory"].startswith("IVF")
