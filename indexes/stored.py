@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -59,7 +59,8 @@ def reading(
     folder = Path(path)
     found, meta = described(folder)
     spec = meta.get("spec")
-    saved = spec.get("type") if isinstance(spec, dict) and found != "generation" else None  # which has its index's
+    told = cast("dict[str, object]", spec) if isinstance(spec, dict) else {}
+    saved = told.get("type") if found != "generation" else None  # which tells its index's
     if isinstance(saved, str) and not _same(cls, saved):
         read_folder(folder, found, checksums=verify)  # a manifest that came from elsewhere is damage
         raise ConfigurationError(f"{folder} was saved by {saved}, not by {cls.__name__}.", f"Use {saved}.open.")

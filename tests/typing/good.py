@@ -6,13 +6,14 @@ from typing import assert_type
 
 from reperio import Collection, Context, Field, Pipeline, Query, Ranking, Retriever, fuse
 from reperio.compression import PassageCompressor
+from reperio.embeddings import Dense
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.encoders.hashing import HashEncoder
 from reperio.filters import Filter
 from reperio.indexes.bm25 import BM25Index
 from reperio.indexes.faiss import FaissIndex
 from reperio.indexes.flat import FlatIndex
-from reperio.protocols import Source, Stage
+from reperio.protocols import Index, Source, Stage
 from reperio.rerankers import EmbeddingReranker
 from reperio.signals import Signal
 
@@ -46,3 +47,9 @@ def searches(collection: Collection, source: Source, folder: Path) -> None:
     assert_type(collection.search(["a question", Query("2", "another")]), list[Ranking])
     assert_type(collection.retriever() >> rerank >> compress, Pipeline[str | Query, Context])
     collection.upsert(source.documents())
+
+
+def saved(index: Index[Dense], folder: Path) -> Index[Dense]:
+    for path in (folder, "folder"):
+        index.save(path)
+    return FaissIndex.open("folder")
