@@ -15,7 +15,7 @@ from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.errors import ConfigurationError, NotFound, ShapeError
 from reperio.indexes.postings import Precision, Segment, Settings
 from reperio.indexes.rows import check_ids, check_pairs, check_removed, check_search
-from reperio.indexes.scoring import MOST, View
+from reperio.indexes.scoring import View
 from reperio.indexes.soundness import check_segment
 from reperio.indexes.sparse_rows import check_sparse
 from reperio.indexes.stored import arguments, once_each, reading, whole
@@ -147,7 +147,7 @@ class InvertedIndex:
         InvalidInput
             A negative id, an id twice, a malformed row, NaN or a negative weight; nothing is added.
         """
-        embeddings = check_sparse(embeddings, what="embeddings", dim=self._view.dim, most=MOST)
+        embeddings = check_sparse(embeddings, what="embeddings", dim=self._view.dim)
         ids = check_ids(ids, rows=len(embeddings))
         if not len(ids):
             return
@@ -282,7 +282,7 @@ class InvertedIndex:
             If no row has this id.
         """
         view = self._view
-        query = check_sparse(query, what="query", dim=view.dim, most=MOST)
+        query = check_sparse(query, what="query", dim=view.dim)
         if len(query) != 1:
             raise ShapeError(f"explain takes one query, not {len(query)}.", "Pass one row.")
         place = int(view.find(np.array([row]))[0])

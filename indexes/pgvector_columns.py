@@ -15,6 +15,7 @@ import numpy as np
 from reperio.embeddings import Dense, Embeddings, MultiVector, Sparse, check_dense
 from reperio.errors import ConfigurationError, ShapeError
 from reperio.indexes.flat import Metric, check_metric, unit
+from reperio.indexes.sparse_rows import MOST
 
 __all__ = ["BYTES", "Column", "DType", "column", "copied", "width"]
 
@@ -181,8 +182,8 @@ def _check_sparse(rows: object, what: str, dim: int | None) -> Sparse:
     outside = len(rows.indices) > 0 and not 0 <= rows.indices.min() <= rows.indices.max() < rows.dim
     if (np.diff(rows.indptr) < 0).any() or outside or not np.isin(falls, rows.indptr).all():
         raise ShapeError(f"{what} has columns out of order or range.", "Sort each row's; they lie from 0 to V - 1.")
-    if not (np.isfinite(rows.weights).all() and (rows.weights >= 0).all()):
-        raise ShapeError(f"{what} holds NaN, infinity or a negative weight.", "Drop or mend it.")
+    if not ((rows.weights >= 0) & (rows.weights <= MOST)).all():
+        raise ShapeError(f"{what} holds NaN or a weight outside 0 to {MOST}.", "Give weights of that range.")
     return rows
 
 

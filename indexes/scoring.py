@@ -19,7 +19,7 @@ from reperio.embeddings import Dense, Ids, IdSet, Sparse
 from reperio.indexes.lists import WINDOW
 from reperio.indexes.postings import Positions, Segment, compile_from, offsets
 from reperio.indexes.scratch import SCRATCH
-from reperio.indexes.sparse_rows import check_sparse, plain
+from reperio.indexes.sparse_rows import MOST, check_sparse, plain
 from reperio.indexes.weighed import Weighed
 from reperio.indexes.weighting import ALL, Floats, Formula, Weighting
 from reperio.types import Neighbors
@@ -27,16 +27,13 @@ from reperio.types import Neighbors
 if TYPE_CHECKING:
     from reperio.indexes.pruning import Lists
 
-__all__ = ["MOST", "View"]
+__all__ = ["View"]
 
 _TO_EACH = 16
 """Queries that make another thread worth starting."""
 
 _MOST_TERMS = 2047
 """Terms of a query beyond which rounding takes too much of a sum's 16 bits; such a query goes by term."""
-
-MOST = 2**24
-"""Highest weight: above it, float32 no longer tells whole numbers apart."""
 
 _MOST_BITS = int(np.float32(MOST).view(np.uint32))
 
@@ -184,7 +181,7 @@ class View:
             arrays = (queries.indptr, queries.indices, queries.weights)
             if self.code.sound(*arrays, queries.dim, _MOST_BITS):
                 return queries
-        return check_sparse(queries, what="queries", dim=self.dim, most=MOST)
+        return check_sparse(queries, what="queries", dim=self.dim)
 
     def weigh(self, queries: Sparse) -> Weighed:
         """Look up the queries' terms and weigh those that a row holds."""

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from reperio.embeddings import Sparse, take
 from reperio.errors import ShapeError
 
-__all__ = ["check_sparse", "drop_zeros", "plain", "products"]
+__all__ = ["MOST", "check_sparse", "drop_zeros", "plain", "products"]
 
-_HIGHEST = float(np.finfo(np.float32).max)
+MOST = 2**24
+"""Highest weight: above it, float32 no longer tells whole numbers apart."""
 
 _INDEX, _WEIGHT = np.dtype(np.int64), np.dtype(np.float32)
 
@@ -52,7 +53,7 @@ def _as(given: object, kept: np.dtype[Any], *, kinds: str, what: str) -> NDArray
         return np.ascontiguousarray(array.astype(kept))
 
 
-def check_sparse(rows: object, *, what: str, dim: int | None = None, most: float = _HIGHEST) -> Sparse:
+def check_sparse(rows: object, *, what: str, dim: int | None = None) -> Sparse:
     """Return ``rows`` as `plain` does, or say what is wrong with them.
 
     Parameters
@@ -63,13 +64,11 @@ def check_sparse(rows: object, *, what: str, dim: int | None = None, most: float
         The name the caller knows them by, for the message.
     dim
         The expected V, where known.
-    most
-        The highest weight that there may be.
 
     Raises
     ------
     ShapeError
-        Not a `Sparse`, another V, arrays that do not fit; a weight that is negative, NaN or above ``most``; columns
+        Not a `Sparse`, another V, arrays that do not fit; a weight that is negative, NaN or above `MOST`; columns
         that do not ascend.
     """
     rows = plain(rows, what=what)
@@ -82,8 +81,8 @@ def check_sparse(rows: object, *, what: str, dim: int | None = None, most: float
         raise ShapeError(f"{what}.indptr descends.", "Mend indptr.")
     if not size:
         return rows
-    if not (rows.weights.min() >= 0 and rows.weights.max() <= most):
-        raise ShapeError(f"{what} holds NaN or a weight outside 0 to {most:g}.", "Give weights that are not negative.")
+    if not (rows.weights.min() >= 0 and rows.weights.max() <= MOST):
+        raise ShapeError(f"{what} holds NaN or a weight outside 0 to {MOST}.", "Give weights of that range.")
     if rows.indices.min() < 0 or rows.indices.max() >= rows.dim:
         raise ShapeError(f"{what} holds a column outside 0 to {rows.dim - 1}.", "Mend indices.")
     falls = np.flatnonzero(rows.indices[1:] <= rows.indices[:-1]) + 1

@@ -189,9 +189,8 @@ def _bad_rows(two: Any) -> list[Any]:
     another: Any = np.ones((2, 3), dtype=np.float32)
     if isinstance(two, np.ndarray) and cast("Dense", two).dtype.kind == "f":
         another = Sparse(np.array([0, 1, 2]), np.array([0, 1]), flat, 3)
-    beyond = [] if isinstance(two, Sparse) else [poisoned(two, 3e38), poisoned(two, -1.1 * LARGEST)]
     shapes: list[Any] = [another, flat, flat[0], None, "bare", object(), [["a"], ["b"]]]
-    return [poisoned(two), poisoned(two, np.inf), *beyond, *shapes]
+    return [*(poisoned(two, value) for value in (np.nan, np.inf, 1.1 * LARGEST, -1.1 * LARGEST)), *shapes]
 
 
 def poisoned(embeddings: Any, value: float = np.nan) -> Any:
