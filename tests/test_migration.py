@@ -467,8 +467,11 @@ def test_a_place_where_nothing_can_be_put_is_refused_before_anything_is_copied(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mounted").mkdir()
-    is_mount = Path.is_mount
-    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "mounted" or is_mount(self))
+
+    def is_mount(path: Path) -> bool:
+        return path.name == "mounted"
+
+    monkeypatch.setattr(Path, "is_mount", is_mount)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name, problem in [("mounted", "file system is mounted"), ("loop", "no collection")]:
         with pytest.raises(ConfigurationError, match=problem):
