@@ -5,7 +5,6 @@ Shapes: q queries, n rows, d dimensions, k results, b bytes of a code.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from reperio.artifacts import disk_errors, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
-from reperio.extras import load
+from reperio.indexes.binary_factory import BinaryFactory
 from reperio.indexes.chosen import Chosen, KeyedRows
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.growing import check_options
@@ -110,13 +109,11 @@ class BinaryIndex:
         self.factory, self.train_size, self.seed = factory, train_size, seed
         self.calibration: Calibration = calibration
         self.options = dict(options or {})
-        self._faiss = load("faiss", extra="faiss")
-        made = self._made(64)
-        self._walks, self._lists = made is not None, int(getattr(made, "nlist", 0))
+        self._kind = BinaryFactory(factory, seed=seed)
         self._check(self.options)
-        if train_size is not None and train_size < self._lists:
-            problem = f"train_size is {train_size}, and {factory!r} learns {self._lists} lists."
-            raise ConfigurationError(problem, f"Give {self._lists} or more, {39 * self._lists} to learn well.")
+        if train_size is not None and train_size < (lists := self._kind.lists):
+            problem = f"train_size is {train_size}, and {factory!r} learns {lists} lists."
+            raise ConfigurationError(problem, f"Give {lists} or more, {39 * lists} to learn well.")
         self._rows = KeyedRows()
         self._codes: Codes = np.empty((0, 0), dtype=np.uint8)
         self._cuts: Dense | None = None  # None until learnt
@@ -124,29 +121,8 @@ class BinaryIndex:
         self._waiting = FlatIndex("ip")
         self._dim: int | None = None
 
-    def _made(self, bits: int) -> Any:
-        """An empty graph or lists; None where every code is compared."""
-        try:
-            made = self._faiss.index_binary_factory(bits, self.factory)
-        except RuntimeError as error:
-            problem = f"FAISS cannot build {self.factory!r}."
-            raise ConfigurationError(problem, "Choose 'BFlat', 'BHNSW32' or 'BIVF256'.") from error
-        faiss, clustering = self._faiss, getattr(made, "cp", None)
-        if clustering is not None:
-            clustering.seed, clustering.min_points_per_centroid = self.seed, 1
-        if isinstance(made, (faiss.IndexBinaryHNSW, faiss.IndexBinaryIVF)):
-            return made
-        if type(made) is not faiss.IndexBinaryFlat:
-            raise ConfigurationError(f"{self.factory!r} is another kind.", "Choose 'BFlat', 'BHNSW32' or 'BIVF256'.")
-        return None
-
     def _check(self, options: Mapping[str, int]) -> None:
-        check_options(f"BinaryIndex({self.factory!r})", options, self._defaults(1))
-
-    def _defaults(self, k: int) -> dict[str, int]:
-        if self._lists:
-            return {"nprobe": min(self._lists, max(16, 3 * math.isqrt(self._lists)))}
-        return {"efSearch": max(128, 2 * k)} if self.factory.startswith("BHNSW") else {}
+        check_options(f"BinaryIndex({self.factory!r})", options, self._kind.defaults(1))
 
     @property
     def spec(self) -> Spec:
@@ -181,8 +157,8 @@ class BinaryIndex:
     @property
     def training_size(self) -> int:
         """How many vectors `train` wants; 0 where nothing is to be learnt (any more)."""
-        if self._learns_cuts or (self._lists and self._walk is None):
-            return self.train_size or max(_LEAST, _PER_CENTROID * self._lists)
+        if self._learns_cuts or (self._kind.lists and self._walk is None):
+            return self.train_size or max(_LEAST, _PER_CENTROID * self._kind.lists)
         return 0
 
     @property
@@ -200,8 +176,8 @@ class BinaryIndex:
         vectors = check_dense(sample, what="sample", dim=self._dim)
         if not self.training_size:
             raise UnsupportedOperation(f"BinaryIndex({self.factory!r}) has nothing to learn.", "Add rows to it.")
-        if len(vectors) < max(1, self._lists):
-            problem = f"The sample has {len(vectors)} vectors, {self.factory!r} learns {self._lists} lists."
+        if len(vectors) < max(1, self._kind.lists):
+            problem = f"The sample has {len(vectors)} vectors, {self.factory!r} learns {self._kind.lists} lists."
             raise ShapeError(problem, f"Give {self.training_size}.")
         self._learn(vectors, self._waiting)
 
@@ -212,18 +188,9 @@ class BinaryIndex:
         codes, rows = self._codes[: self._size].reshape(-1, known.shape[1]), self._rows
         if len(waiting):  # for medians, and while they are not known all rows wait
             codes, rows = encoded(waiting.vectors, cuts), KeyedRows(waiting.ids)
-        walk, none = self._filled(known, codes), FlatIndex("ip")
+        walk, none = self._kind.filled(known, codes), FlatIndex("ip")
         self._cuts, self._codes, self._rows, self._walk, self._waiting = cuts, codes, rows, walk, none
         self._dim = sample.shape[1]
-
-    def _filled(self, sample: Codes, codes: Codes) -> Any:
-        """A graph or lists that hold these codes; None where every code is compared."""
-        made = self._made(8 * codes.shape[1])
-        if self._lists:
-            made.train(sample)
-        if made is not None and len(codes):
-            made.add(codes)
-        return made
 
     @property
     def _size(self) -> int:
@@ -247,9 +214,9 @@ class BinaryIndex:
             self._wait(ids, vectors)
             return
         codes = self._encoded(vectors)
-        if self._walks and self._walk is None and self._size + len(codes) >= self.training_size:
+        if self._kind.walks and self._walk is None and self._size + len(codes) >= self.training_size:
             codes = np.concatenate([self._codes[: self._size].reshape(-1, codes.shape[1]), codes])
-            walk = self._filled(self._drawn(codes), codes)
+            walk = self._kind.filled(self._drawn(codes), codes)
             self._rows.append(ids)
             self._codes, self._walk = codes, walk
         else:
@@ -319,7 +286,7 @@ class BinaryIndex:
         allowed = check_search(k, allowed, options)
         vectors = check_dense(queries, what="queries", dim=self._dim)
         self._check(options or {})
-        settings = {**self._defaults(k), **self.options, **(options or {})}
+        settings = {**self._kind.defaults(k), **self.options, **(options or {})}
         return self._found(self._encoded(vectors), k, allowed, settings if allowed is None else None)
 
     def exact(self, queries: Dense, k: int, /, *, allowed: IdSet | None = None) -> Neighbors:
@@ -369,8 +336,7 @@ class BinaryIndex:
         if not want or not len(codes):
             return self._compared(codes, k, None)
         fetch = want if living is None else min(self._size, 2 * want + 32)
-        kind = self._faiss.SearchParametersIVF if self._lists else self._faiss.SearchParametersHNSW
-        distances, ids = self._walk.search(codes, fetch, params=kind(**options))
+        distances, ids = self._walk.search(codes, fetch, params=self._kind.settings(options))
         passing = ids >= 0 if living is None else (ids >= 0) & living.mask[ids]
         order = np.argsort(~passing, axis=1, kind="stable")[:, :want]
         ids, scores = np.take_along_axis(ids, order, axis=1), self._scores(np.take_along_axis(distances, order, axis=1))
@@ -414,7 +380,7 @@ class BinaryIndex:
             self._waiting.save(folder / "waiting")
             if learnt:
                 with disk_errors(folder):
-                    (folder / _FILE).write_bytes(self._faiss.serialize_index_binary(self._walk).tobytes())
+                    (folder / _FILE).write_bytes(self._kind.to_bytes(self._walk))
 
     @classmethod
     def open(cls, path: Path | str, /, *, mmap: bool = False) -> Self:
@@ -443,8 +409,7 @@ class BinaryIndex:
                     raise ValueError("a cut is not finite")
             index._waiting = FlatIndex.open_waiting(folder / "waiting", metric="ip", dim=dim, held=index._rows)
             if meta["learnt"]:
-                stored = np.frombuffer((folder / _FILE).read_bytes(), dtype=np.uint8)
-                index._walk = index._faiss.deserialize_index_binary(stored)
+                index._walk = index._kind.from_bytes((folder / _FILE).read_bytes())
                 if index._walk.ntotal != index._size or index._walk.d != 8 * -(-(dim or 0) // 8):
                     raise ValueError(f"FAISS's file holds {index._walk.ntotal} rows of {index._walk.d} bits")
         return index
