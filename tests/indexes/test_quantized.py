@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reperio import Collection, Signal
 from reperio.connectors import PythonDocsSource
 from reperio.encoders import HashEncoder
-from reperio.errors import ConfigurationError, CorruptArtifact, DiskFull, InvalidInput, ShapeError, UnsupportedOperation
+from reperio.errors import ConfigurationError, DiskFull, InvalidInput, ShapeError, UnsupportedOperation
 from reperio.indexes import FlatIndex, QuantizedIndex, coded, quantization
 from reperio.indexes.flat import unit
 from reperio.indexes.quantization import CODECS, BinaryCodec, Codec, Float16Codec, Int8Codec, hamming
@@ -539,5 +539,5 @@ def test_a_full_disk_is_named_and_leaves_nothing(rows: np.ndarray, tmp_path: Pat
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     FlatIndex().save(tmp_path / "flat")
-    with pytest.raises(CorruptArtifact, match="flat-index"):
+    with pytest.raises(ConfigurationError, match="saved by FlatIndex, not by QuantizedIndex"):
         QuantizedIndex.open(tmp_path / "flat")
