@@ -74,6 +74,8 @@ class FactoryIndex:
     device
         ``"cpu"``, or the GPU that it is trained, filled and searched on; what that cannot do is done by a copy in
         main memory.
+    saved
+        Whether it is to be read from a file, and measures as it did then.
 
     Raises
     ------
@@ -83,13 +85,15 @@ class FactoryIndex:
         If FAISS is not installed.
     """
 
-    def __init__(self, factory: str, metric: Metric, dim: int, *, seed: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self, factory: str, metric: Metric, dim: int, *, seed: int = 0, device: str = "cpu", saved: bool = False
+    ) -> None:
         self.metric: Metric = metric
         self.factory, self.dim, self.device, self._seed = factory, dim, device, seed
         self._faiss = load("faiss", extra="faiss")
         self._number = check_device(device)
         self._gpu: OnGpu | None = None
-        self._take(self._made())
+        self._take(self._made(saved=saved))
 
     def _take(self, layers: Layers) -> None:
         """Hold this index, and on the GPU, if there is to be one, a copy that leads from now on."""
@@ -112,7 +116,7 @@ class FactoryIndex:
             self._keep(layers)
         return self._held
 
-    def _made(self) -> Layers:
+    def _made(self, *, saved: bool = False) -> Layers:
         """A fresh FAISS index of the metric asked for, or its twin."""
         faiss = self._faiss
         wanted = faiss.METRIC_L2 if self.metric == "l2" else faiss.METRIC_INNER_PRODUCT
@@ -126,7 +130,7 @@ class FactoryIndex:
                 problem = _reason(error)
             else:
                 changed = layers.changed(kind, unit=self.metric == "cosine")
-                if changed:
+                if changed and not saved:
                     problem = changed
                 elif layers.measured == {kind}:
                     layers.seed(self._seed)

@@ -127,9 +127,9 @@ class GrowingIndex:
         except ConfigurationError:
             return None
 
-    def built(self, dim: int, *, factory: str) -> FactoryIndex:
-        """An empty index for d dimensions."""
-        main = FactoryIndex(factory, self._metric, dim, seed=self._seed, device=self._device)
+    def built(self, dim: int, *, factory: str, saved: bool = False) -> FactoryIndex:
+        """An empty index for d dimensions; of one that was ``saved``, whatever it measures."""
+        main = FactoryIndex(factory, self._metric, dim, seed=self._seed, device=self._device, saved=saved)
         check_options(f"FaissIndex({factory!r})", self._options, main.defaults(1))
         if self._train_size is not None and self._train_size < main.centroids:
             problem = f"train_size is {self._train_size}, and {factory!r} learns {main.centroids} centroids."
@@ -296,7 +296,7 @@ class GrowingIndex:
         self.tail = FlatIndex.open_waiting(folder / "waiting", metric=self._metric, dim=dim, held=self.rows)
         if dim is None or factory == AUTO:
             return
-        main = self.main = self.built(dim, factory=factory)
+        main = self.main = self.built(dim, factory=factory, saved=True)
         if (folder / FILE).exists():
             main.read(folder / FILE, mapped=mapped)
             self.mapped = mapped or main.on_disk

@@ -18,7 +18,7 @@ from reperio.indexes.multivector import MultiVectorIndex
 from reperio.protocols import Index, Store
 from reperio.registry import build
 from reperio.retrieval import candidates
-from reperio.signals import LiveSignal
+from reperio.signals import LiveSignal, metric_of
 from reperio.types import Neighbors
 
 QUERIES = 32
@@ -61,12 +61,6 @@ class Agreement:
     source: float | None
     target: float | None
     problem: str | None = None
-
-
-def metric_of(index: Index[Any]) -> str | None:
-    """How an index measures; None where it has no choice."""
-    found = index.spec.get("metric", getattr(index, "metric", None))
-    return None if found is None else str(found)
 
 
 class Sample:

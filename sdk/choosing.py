@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from reperio.agreement import metric_of
 from reperio.embeddings import Ids
 from reperio.errors import ConfigurationError
 from reperio.protocols import Index, Spec
 from reperio.registry import build, registered
-from reperio.signals import LiveSignal, homeless
+from reperio.signals import LiveSignal, homeless, metric_of
 
 Given: TypeAlias = Index[Any] | Spec | str
 """An empty index, its specification, the name of its class, or a FAISS factory string."""
@@ -67,6 +66,7 @@ def _spec(signal: LiveSignal, given: Given | None, rows: Ids, *, hosted: bool) -
         problem = f"{what} measures by {metrics[1]!r}, the source's by {metrics[0]!r}."
         raise ConfigurationError(problem, f"Give it metric={metrics[0]!r}.")
     if given is not None:
+        signal.check_weighing(fresh)
         signal.check(fresh, rows)
     return dict(fresh.spec)
 

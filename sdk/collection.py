@@ -11,7 +11,6 @@ from typing import Any, Self, overload
 import numpy as np
 
 from reperio import forks
-from reperio.agreement import metric_of
 from reperio.choosing import Given, new_index
 from reperio.embeddings import Dense
 from reperio.errors import ConfigurationError, InvalidInput, ReadOnly
@@ -32,7 +31,7 @@ from reperio.protocols import Spec
 from reperio.registry import build
 from reperio.retrieval import Options
 from reperio.searcher import Request, Searcher
-from reperio.signals import LiveSignal, check_home
+from reperio.signals import LiveSignal, check_home, metric_of
 from reperio.stores.rows import Mode
 from reperio.types import Document, Query, Ranking
 from reperio.upkeep import COMPACT_AT, Upkeep
@@ -278,7 +277,9 @@ class Collection:
         """
         self._check_writable()
         live, what = self._named(signal), f"The index for {signal!r}"
-        fresh = new_index(index, metric_of(build(live.derived.spec)), what, own=True)
+        old = live.derived.spec
+        metric = old.get("metric") or (metric_of(build(old)) if isinstance(index, str) else None)
+        fresh = new_index(index, metric, what, own=True)
         check_home(fresh, what, hosted=self._store.host is not None)
         live.check_weighing(fresh)
         live.check(fresh)

@@ -207,16 +207,16 @@ def chosen(path: Path | str, given: Signals | None) -> Signals | None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse to make a collection where something else is."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise StorageError(f"{folder} is in the way of a folder: it is a file.", "Choose another path.")
-    others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(_OURS))
+    with disk_errors(folder):
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise StorageError(f"{folder} is in the way of a folder: it is a file.", "Choose another path.")
+        others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(_OURS))
     if others:
-        problem = f"{folder} is no collection, and holds {others[0]!r}" + f" and {len(others) - 1} more" * (
-            len(others) > 1
-        )
-        raise ConfigurationError(f"{problem}.", f"Give a folder of its own: {folder / 'collection'}.")
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        problem = f"{folder} is no collection, and holds {others[0]!r}{more}."
+        raise ConfigurationError(problem, f"Give a folder of its own: {folder / 'collection'}.")
 
 
 def _check_names(signals: Signals) -> None:

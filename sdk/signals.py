@@ -36,7 +36,7 @@ CANARY_TOLERANCE = 1e-3
 another model does not."""
 
 ASTRAY = 1e-3
-"""How far a vector's score for itself may lie from the exact one, relative to its square: it is rounding's."""
+"""How far a vector's score for itself may lie from the exact one, relative to the largest: it is rounding's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,12 @@ def check_home(index: Index[Any], what: str, *, hosted: bool) -> None:
         kind = type(index).__name__
         problem = f"{what} is a {kind} without a url: it lives in PostgreSQL, and the collection is in a folder."
         raise ConfigurationError(problem, "Give its url, or choose another, as FaissIndex.")
+
+
+def metric_of(index: Index[Any]) -> str | None:
+    """How an index measures, seen from outside; None where it does not say."""
+    found = index.spec.get("metric", getattr(index, "metric", None))
+    return None if found is None else str(found)
 
 
 def check_weighing(encoder: Encoder[Any], index: Index[Any], what: str) -> None:
@@ -266,7 +272,9 @@ class LiveSignal:
     @property
     def scans_exactly(self) -> bool:
         """Whether a small set of rows is best scored one by one, past the index; a server does that itself."""
-        return self.kind != "sparse" and self.stored and not isinstance(self.index, Served)
+        if self.kind == "sparse" or not self.stored or isinstance(self.index, Served):
+            return False
+        return metric_of(self.index) is not None or not self.index.lossless  # else only it can tell
 
     def check_weighing(self, index: Index[Any]) -> None:
         """As the function of this name; where the encoder cannot be made here, nothing is known of its counts.
@@ -341,7 +349,7 @@ class LiveSignal:
 
     def exact(self, rows: Ids) -> Index[Any]:
         """An exact index over just these rows, from the store."""
-        metric = self.index.spec.get("metric", "ip")
+        metric: Any = metric_of(self.index) or "ip"
         exact: Index[Any] = MultiVectorIndex(metric=metric) if self.kind == "multi-vector" else FlatIndex(metric)
         exact.add(rows, self.embed(rows))
         return exact
@@ -392,14 +400,21 @@ class LiveSignal:
             elif not np.isfinite(np.frombuffer(b"".join(values), dtype="<f4")).all():
                 yield f"{self.name}: a stored embedding holds NaN or infinity"
             elif self.kind == "dense" and self.index.lossless and not isinstance(self.index, Served):
-                there = np.intersect1d(np.array(sorted(found), dtype=np.int64), held, assume_unique=True)
-                yield from self._astray(there, self.embed(there))
+                yield from self._astray(found, held)
 
-    def _astray(self, rows: Ids, vectors: Dense) -> Iterator[str]:
-        """Rows that score otherwise for their own vectors than these do."""
-        exact = FlatIndex(self.index.spec.get("metric", "ip"))
+    def _astray(self, stored: Mapping[int, Vector], held: IdSet) -> Iterator[str]:
+        """Rows that score otherwise for their stored vectors than these do."""
+        metric: Any = metric_of(self.index)
+        rows = np.array(sorted(stored), dtype=np.int64)
+        rows = rows[np.searchsorted(held, rows) < np.searchsorted(held, rows, side="right")]
+        if metric is None or not len(rows):
+            return
+        blobs = [stored[row].value for row in rows.tolist()]
+        vectors = cast("Dense", from_bytes(blobs, "dense", dim=self.fingerprint.dim))
+        exact = FlatIndex(metric)
         exact.add(rows, vectors)
         wanted, found = (index.score(vectors, rows[:, None])[:, 0] for index in (exact, self.index))
-        wrong = rows[np.abs(found - wanted) > ASTRAY * (1 + np.einsum("nd,nd->n", vectors, vectors))]
+        sizes = 1.0 if metric == "cosine" else np.einsum("nd,nd->n", vectors, vectors)
+        wrong = rows[np.abs(found - wanted) > ASTRAY * sizes]
         if len(wrong):
             yield f"{self.name}: the index has other vectors for {len(wrong)} documents, row {wrong[0]} the first"

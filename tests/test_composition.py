@@ -58,6 +58,8 @@ def test_a_folder_of_something_else_does_not_become_a_collection(
     with pytest.raises(StorageError, match=r"notes.txt is in the way"):
         Collection.open(tmp_path / "notes.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "queries"]
+    with pytest.raises(StorageError, match="too long"):
+        Collection.open(tmp_path / ("x" * 300))
     cut = tmp_path / "cut"
     (cut / "indexes").mkdir(parents=True)
     for name in ("writer.lock", "writer.pid", ".DS_Store"):

@@ -106,6 +106,8 @@ def explain(
             try:
                 found = opened.explain(query, document, where=read_filter(where), signals=read_names(signals))
             except NotFound as error:
+                if not error.problem.startswith("There is no document"):
+                    raise
                 raise NotFound(error.problem, f"See which ids there are: reperio search {collection} QUERY") from error
         output.result(found.to_dict(), lambda: Text(str(found)))
 

@@ -12,8 +12,9 @@ import pytest
 
 from reperio import Collection, Document, Signal, artifacts
 from reperio.encoders import HashEncoder
-from reperio.errors import CorruptArtifact, NotFound
+from reperio.errors import ConfigurationError, CorruptArtifact, NotFound
 from reperio.indexes import BinaryIndex, FaissIndex
+from reperio.indexes.layers import Layers
 from reperio.indexes.verified import read_verified
 from reperio.testing.index import clustered
 
@@ -171,3 +172,20 @@ def test_a_collection_leaves_its_checkpoint_on_disk_and_goes_on(kind: str, tmp_p
         assert ids(again) == ids(reader)
         assert not again.verify().problems
     reader.close()
+
+
+def test_a_folder_whose_factory_is_refused_by_now_measures_as_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = clustered(300, 16) + np.float32(0.5)
+    with monkeypatch.context() as before:
+        before.setattr(Layers, "changed", lambda *_, **__: None)
+        index = FaissIndex("PCA8,Flat", metric="ip", train_size=200)
+        index.add(np.arange(300), rows)
+        index.save(tmp_path / "old")
+    with pytest.raises(ConfigurationError, match="takes the mean away"):
+        FaissIndex("PCA8,Flat", metric="ip", train_size=200).add(np.arange(300), rows)
+    opened = FaissIndex.open(tmp_path / "old")
+    np.testing.assert_array_equal(opened.search(rows[:9], 5).ids, index.search(rows[:9], 5).ids)
+    opened.add(np.array([300]), rows[:1])
+    assert {0, 300} <= set(opened.search(rows[:1], 300).ids[0].tolist())

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reperio import Collection, Document, Signal
+from reperio import Collection, Document, Field, Signal
+from reperio.encoders.given import GivenVectors
 from reperio.encoders.hashing import HashEncoder
 from reperio.indexes.binary import BinaryIndex
 from reperio.indexes.faiss import FaissIndex
@@ -20,6 +21,8 @@ from reperio.indexes.hnswlib import HnswlibIndex
 from reperio.indexes.quantized import QuantizedIndex
 from reperio.indexes.queryaware import QueryAwareIndex
 from reperio.indexes.rows import grown
+from reperio.indexes.transformed import TransformedIndex
+from reperio.indexes.transforms import Centre
 from reperio.indexes.usearch import UsearchIndex
 from reperio.testing.index import clustered
 
@@ -119,12 +122,38 @@ def test_a_collection_interrupted_while_it_catches_up_reads_its_index_again(
         assert c.verify().ok
 
 
-@pytest.mark.parametrize("index", [FlatIndex, FaissIndex, UsearchIndex, lambda: FaissIndex("HNSW16", metric="l2")])
-def test_vectors_that_are_not_those_of_the_store_are_found(index: Any, tmp_path: Path) -> None:
-    texts = [f"some{i} words{i} for{i}" for i in range(40)]
-    with Collection.open(tmp_path / "c", signals={"dense": Signal(HashEncoder(64), index())}) as c:
-        c.upsert([Document(text, text) for text in texts])
+WHOLE: dict[str, Callable[[], Any]] = {
+    "flat": FlatIndex,
+    "faiss": FaissIndex,
+    "usearch": UsearchIndex,
+    "distance": lambda: FaissIndex("HNSW16", metric="l2"),
+    "centred": lambda: TransformedIndex(FlatIndex("l2"), [Centre()], train_size=10),
+    "product": lambda: FlatIndex("ip"),
+}
+
+
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("kind", WHOLE)
+def test_vectors_that_are_not_those_of_the_store_are_found(kind: str, length: float, tmp_path: Path) -> None:
+    rows = clustered(40, 64) * np.float32(length)
+    documents = [Document(f"d{i}", f"text {i}") for i in range(40)]
+    with Collection.open(tmp_path / "c", signals={"dense": Signal(GivenVectors(64), WHOLE[kind]())}) as c:
+        c.upsert(documents, embeddings={"dense": rows})
         assert c.verify().ok
         live = c._signals["dense"]
         live.index.add(np.array([3, 4]), live.embed(np.array([4, 3])))
         assert c.verify().problems == ("dense: the index has other vectors for 2 documents, row 3 the first",)
+
+
+def test_few_rows_that_pass_a_filter_are_measured_as_all_are(tmp_path: Path) -> None:
+    """They are scored one by one, beside an index that only says from outside how it measures."""
+    rows = clustered(40, 16) * np.linspace(1, 9, 40, dtype=np.float32)[:, None]
+    index = TransformedIndex(FlatIndex("l2"), [Centre()], train_size=10)
+    documents = [Document(f"d{i}", f"text {i}", {"n": i}) for i in range(40)]
+    with Collection.open(tmp_path / "c", signals={"dense": Signal(GivenVectors(16), index)}) as c:
+        c.upsert(documents, embeddings={"dense": rows})
+        asked = {"dense": rows[[7]] + np.float32(0.01)}
+        plain = c.search(["any"], 5, embeddings=asked)[0]
+        passing = c.search(["any"], 5, where=Field("n") >= 0, embeddings=asked)[0]
+        assert plain.ids == passing.ids
+        assert [hit.score for hit in passing] == pytest.approx([hit.score for hit in plain], rel=1e-3, abs=1e-3)
