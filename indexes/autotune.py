@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, InvalidInput, UnsupportedOperation
@@ -215,26 +216,28 @@ class Tuner:
         """A report that was read, which does not say what was asked where this made it."""
         return replace(report, asked=self._recall) if report.target == self.target else report
 
-    def held_back(self, held: int, coming: int) -> int:
+    def held_back(self, held: int, new: NDArray[np.bool_]) -> int:
         """How many of the rows that come are to wait until the others have been searched; 0 most of the time.
 
-        As often as so many rows have come as there were, whether beside these or in their place.
+        As often as so many rows have come as there were, whether beside these or in their place; but not before
+        enough of them are ``new`` to be asked for, ``(m,)`` of m that come.
         """
+        coming = len(new)
         last = 0 if self._index.tuning is None else self._index.tuning.rows
         if last != self._last:
             self._last, self._came = last, max(0, held - last)
         self._came += coming
         if coming < _FEWEST or held + coming < _TUNED_FROM or self._came < last:
             return 0
-        return min(coming, max(_ASKED, (held + coming) // 4))
+        size = min(coming, max(_ASKED, (held + coming) // 4))
+        return size if np.count_nonzero(new[-size:]) >= _FEWEST else 0
 
     def tune(self, candidates: Dense) -> None:
-        """Ask for some rows that the index does not hold, and keep what is learnt from it."""
-        if len(candidates):
-            size = min(_ASKED, len(candidates))
-            chosen = np.random.default_rng(self._seed).choice(len(candidates), size, replace=False)
-            _tuned(self._index, candidates[chosen], self.target, 10, asked=self._recall)
-            self._last, self._came = 0, 0
+        """Ask for some rows that the index does not hold, one or more, and keep what is learnt from it."""
+        size = min(_ASKED, len(candidates))
+        chosen = np.random.default_rng(self._seed).choice(len(candidates), size, replace=False)
+        _tuned(self._index, candidates[chosen], self.target, 10, asked=self._recall)
+        self._last, self._came = 0, 0
 
 
 class _Trial:

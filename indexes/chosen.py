@@ -87,10 +87,10 @@ class KeyedRows(Rows):
         finally:
             self._known = _Known()
 
-    def remove(self, ids: Ids) -> int:
-        """Mark the positions of these keys dead; returns how many were alive."""
+    def kill(self, positions: Positions) -> None:
+        """Mark positions dead, each once and alive until now: this takes no memory, so it does not fail."""
         try:
-            return super().remove(ids)
+            super().kill(positions)
         finally:
             self._known = _Known()
 

@@ -6,6 +6,7 @@ Shapes: q queries, n rows, d dimensions, k results, m rows asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, cast
 
@@ -157,7 +158,8 @@ class FaissIndex:
 
     @tuning.setter
     def tuning(self, report: TuneReport | None, /) -> None:
-        self._tuning = report
+        # What it may say of the rows and options of another index is not true of this.
+        self._tuning = None if report is None else replace(report, held=None, given={})
 
     @property
     def _taken_in(self) -> int:

@@ -5,6 +5,7 @@ Shapes: n rows, d dimensions.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
@@ -55,7 +56,8 @@ def check_options(index: str, options: Mapping[str, int], known: Collection[str]
 
 def lists_on_disk(folder: Path) -> bool:
     """Whether a saved folder has lists that stay on disk."""
-    return (folder / FILE).with_suffix(LISTS).exists()
+    # Path.exists raises where no folder can be, and the reader of the folder has yet to say so.
+    return os.path.exists((folder / FILE).with_suffix(LISTS))  # noqa: PTH110
 
 
 class GrowingIndex:
@@ -187,13 +189,15 @@ class GrowingIndex:
         if main is not None and self.mapped and not main.on_disk and len(self.tail) + len(ids) > _WAITING:
             main.unmap()
             self.mapped = False
-            self._absorb(main, tuner)
         if main is None or self.mapped:
+            held = self.rows.find(ids)
+            held = held[held >= 0]  # before the tail has them: what can fail comes first
             self.tail.add(ids, vectors)
-            self.rows.remove(ids)
+            self.rows.kill(held)
         else:
+            if len(self.tail):
+                self._absorb(main, tuner)
             self._take_in(main, ids, vectors, tuner)
-            self.tail.remove(ids)
         self.dim = vectors.shape[1]
 
     def _prepare(self, vectors: Dense, tuner: Tuner | None) -> None:
@@ -208,15 +212,18 @@ class GrowingIndex:
 
     def _take_in(self, main: FactoryIndex, ids: Ids, vectors: Dense, tuner: Tuner | None) -> None:
         """Give positions to rows; the last of them may first be asked for, to tune the search while it lacks them."""
-        tuned = tuner if main.defaults(1) else None
-        start = 0 if tuned is None else len(ids) - tuned.held_back(len(self.rows), len(ids))
-        if tuned is None or start == len(ids):
+        if tuner is None or not main.defaults(1):
+            self._append(main, ids, vectors)
+            return
+        new = self.rows.find(ids) < 0
+        start = len(ids) - tuner.held_back(len(self.rows), new)
+        if start == len(ids):
             self._append(main, ids, vectors)
             return
         before = KeyedRows(self.rows.ids.copy(), self.rows.alive.copy())
         try:
             self._append(main, ids[:start], vectors[:start])
-            tuned.tune(vectors[start:][self.rows.find(ids[start:]) < 0])
+            tuner.tune(vectors[start:][new[start:]])
             self._append(main, ids[start:], vectors[start:])
         except BaseException:
             self.rows = before

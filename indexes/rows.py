@@ -295,9 +295,13 @@ class Rows:
         """Mark the positions of these keys dead; returns how many were alive."""
         found = self.find(ids)
         found = found[found >= 0]
-        self._alive[found] = False
-        self._live -= len(found)
+        self.kill(found)
         return len(found)
+
+    def kill(self, positions: Positions) -> None:
+        """Mark positions dead, each once and alive until now: this takes no memory, so it does not fail."""
+        self._alive[positions] = False
+        self._live -= len(positions)
 
     def mask(self, allowed: IdSet | None) -> NDArray[np.bool_] | None:
         """Which positions may be returned, ``(n,)``; None where every one may."""

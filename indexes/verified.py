@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,7 +57,7 @@ def forget(path: Path) -> None:
 
 
 def _stamp(path: Path) -> Stamp:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises where no folder can be
         return ()
     found = [(str(file), file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
     return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)

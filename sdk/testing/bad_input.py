@@ -155,6 +155,7 @@ class BadInputContract:
                 (lambda: kind.open(tmp_path / "never_saved"), NotFound, "never_saved"),
                 (lambda: kind.open(file), NotFound, "file"),
                 (lambda: kind.open(empty), NotFound, "empty"),
+                (lambda: kind.open(tmp_path / ("x" * 300)), NotFound, "xxx cannot be there"),
                 (lambda: kind.open(tmp_path / "other"), CorruptArtifact, "another-kind"),
             ]
         )

@@ -210,6 +210,10 @@ def test_the_report_and_the_options_tell_the_same() -> None:
     assert index.options == index.tuning.in_use == index.tuning.chosen.options
     given = filled("IVF64,Flat", options={"nprobe": 64})
     assert "in use: nprobe 64, as given" in str(autotune(given, TUNED_BY, recall=0.5))
+    other = filled("IVF64,Flat")
+    other.tuning = given.tuning
+    assert other.tuning is not None
+    assert other.options == other.tuning.in_use == other.tuning.chosen.options
 
 
 def reopened(index: FaissIndex, **arguments: Any) -> FaissIndex:
@@ -325,6 +329,25 @@ def test_as_many_rows_in_the_place_of_others_are_tuned_for_anew() -> None:
     assert len(index) == 1500
     assert index.tuning is not None
     assert index.tuning.points != before.points
+
+
+def test_rows_of_which_too_few_are_new_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query would take the place of a good tuning; and to get ready for none, every key would be copied."""
+    index = FaissIndex("HNSW8", recall=0.9)
+    index.add(KEYS[:1500], VECTORS[:1500])
+    before = index.tuning
+    assert before is not None
+    with monkeypatch.context() as patched:
+        patched.setattr("reperio.indexes.growing.KeyedRows", None)  # where keys are copied
+        for last in range(1501, 1511):
+            ids = np.append(KEYS[:249], last)
+            index.add(ids, VECTORS[ids])
+            index.add(KEYS[250:500], VECTORS[250:500])
+    assert index.tuning is not None
+    assert index.tuning.points == before.points
+    index.add(KEYS[2000:2250], VECTORS[2000:2250])
+    assert index.tuning.points != before.points
+    assert index.tuning.queries == 250
 
 
 def test_a_failure_while_tuning_leaves_the_rows_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
