@@ -15,7 +15,7 @@ import numpy as np
 from reperio.embeddings import Dense, Embeddings, MultiVector, Sparse, check_dense
 from reperio.errors import ConfigurationError, ShapeError
 from reperio.indexes.flat import Metric, check_metric, unit
-from reperio.indexes.sparse_rows import MOST
+from reperio.indexes.sparse_rows import check_weights
 
 __all__ = ["BYTES", "Column", "DType", "column", "copied", "width"]
 
@@ -182,8 +182,7 @@ def _check_sparse(rows: object, what: str, dim: int | None) -> Sparse:
     outside = len(rows.indices) > 0 and not 0 <= rows.indices.min() <= rows.indices.max() < rows.dim
     if (np.diff(rows.indptr) < 0).any() or outside or not np.isin(falls, rows.indptr).all():
         raise ShapeError(f"{what} has columns out of order or range.", "Sort each row's; they lie from 0 to V - 1.")
-    if not ((rows.weights >= 0) & (rows.weights <= MOST)).all():
-        raise ShapeError(f"{what} holds NaN or a weight outside 0 to {MOST}.", "Give weights of that range.")
+    check_weights(rows, what=what)
     return rows
 
 

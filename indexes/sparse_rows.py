@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reperio.embeddings import Sparse, take
 from reperio.errors import ShapeError
 
-__all__ = ["MOST", "check_sparse", "drop_zeros", "plain", "products"]
+__all__ = ["MOST", "check_sparse", "check_weights", "drop_zeros", "plain", "products"]
 
 MOST = 2**24
 """Highest weight: above it, float32 no longer tells whole numbers apart."""
@@ -81,14 +81,23 @@ def check_sparse(rows: object, *, what: str, dim: int | None = None) -> Sparse:
         raise ShapeError(f"{what}.indptr descends.", "Mend indptr.")
     if not size:
         return rows
-    if not (rows.weights.min() >= 0 and rows.weights.max() <= MOST):
-        raise ShapeError(f"{what} holds NaN or a weight outside 0 to {MOST}.", "Give weights of that range.")
+    check_weights(rows, what=what)
     if rows.indices.min() < 0 or rows.indices.max() >= rows.dim:
         raise ShapeError(f"{what} holds a column outside 0 to {rows.dim - 1}.", "Mend indices.")
     falls = np.flatnonzero(rows.indices[1:] <= rows.indices[:-1]) + 1
     if len(falls) and not np.isin(falls, rows.indptr).all():
         raise ShapeError(f"{what} holds a row whose columns do not ascend.", "Sort them and sum equal ones.")
     return rows
+
+
+def check_weights(rows: Sparse, *, what: str) -> None:
+    """Refuse a weight that is negative, NaN or above `MOST`, with its row; raises ShapeError."""
+    if not len(rows.weights) or (rows.weights.min() >= 0 and rows.weights.max() <= MOST):
+        return
+    at = int(np.argmin((rows.weights >= 0) & (rows.weights <= MOST)))  # the first
+    row = int(np.searchsorted(rows.indptr, at, side="right")) - 1
+    problem = f"{what}, row {row}, holds the weight {rows.weights[at]:g}, which is not within 0 to {MOST}."
+    raise ShapeError(problem, "Give weights of that range.")
 
 
 def drop_zeros(rows: Sparse) -> Sparse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from reperio.embeddings import Dense, Sparse, take
 from reperio.errors import ConfigurationError, ShapeError, StorageError
 from reperio.indexes import BM25Index, InvertedIndex, inverted, lists, postings
 from reperio.indexes.lists import WINDOW
+from reperio.indexes.pgvector_columns import column
 from reperio.indexes.postings import Precision
 from reperio.indexes.weighting import Formula
 from reperio.types import Neighbors
@@ -514,6 +516,17 @@ def test_rows_that_only_the_baseline_makes_equal_tie_to_the_lower_ids(precision:
     query = Sparse(np.array([0, 2]), np.array([1, 2]), np.array([1e-4, 2.0**22], dtype=np.float32), 3)
     scores = index.score(query, np.arange(41)[None])[0]
     assert index.search(query, 3).ids[0].tolist() == np.lexsort((np.arange(41), -scores))[:3].tolist()
+
+
+@pytest.mark.parametrize("weight", [np.nan, -1, 2.0**25])
+def test_a_weight_out_of_range_is_named_with_its_row(weight: float) -> None:
+    weights = np.array([1, 2, 3, weight, 4], dtype=np.float32)
+    rows = Sparse(np.array([0, 2, 2, 4, 5]), np.array([1, 3, 0, 2, 1]), weights, 5)
+    words = re.escape(f"embeddings, row 2, holds the weight {weight:g}, ")
+    with pytest.raises(ShapeError, match=words):
+        InvertedIndex().add(np.arange(4), rows)
+    with pytest.raises(ShapeError, match=words):
+        column("sparse", "ip", "hnsw").check(rows, what="embeddings", dim=None)
 
 
 def test_an_index_that_could_not_be_opened_is_looked_at_when_it_can_be(
