@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reperio.embeddings import Dense
-from reperio.errors import ConfigurationError
 from reperio.extras import load
 from reperio.indexes.flat import Metric
 from reperio.indexes.labelled import FEW, LabelledIndex, check_positive
@@ -69,8 +68,7 @@ class HnswlibIndex(LabelledIndex):
     ) -> None:
         super().__init__(metric, ef)
         check_positive(ef_construction=ef_construction)
-        if m < 2:
-            raise ConfigurationError(f"m is {m!r}.", "Give 2 or more.")
+        check_positive(2, m=m)
         self.m, self.ef_construction, self.ef = m, ef_construction, ef
 
     @property

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from reperio.embeddings import Dense, Ids, IdSet, Sparse, take
 from reperio.errors import ConfigurationError, StorageError
 from reperio.extras import load
 from reperio.indexes.inverted import InvertedIndex, TermScore
+from reperio.indexes.labelled import check_positive
 from reperio.indexes.postings import Precision
 from reperio.indexes.quiet import quiet
 from reperio.indexes.rows import check_removed, check_search, merge, pad
@@ -164,17 +166,15 @@ class SeismicIndex:
         heap_factor: float = 0.7,
         precision: Precision = "uint8",
     ) -> None:
-        for name, value in (("seal_at", seal_at), ("n_postings", n_postings), ("query_cut", query_cut)):
-            if value < 1:
-                raise ConfigurationError(f"{name} is {value}.", "Give a positive whole number.")
+        check_positive(seal_at=seal_at, n_postings=n_postings, query_cut=query_cut)
         fractions = {
             "centroid_fraction": centroid_fraction,
             "summary_energy": summary_energy,
             "heap_factor": heap_factor,
         }
         for name, share in fractions.items():
-            if not 0 < share <= 1:
-                raise ConfigurationError(f"{name} is {share}.", "Give a number above 0, and up to 1.")
+            if not isinstance(cast("object", share), Real) or not 0 < share <= 1:
+                raise ConfigurationError(f"{name} is {share!r}.", "Give a number above 0, and up to 1.")
         self.seal_at, self.n_postings, self.query_cut = seal_at, n_postings, query_cut
         self.centroid_fraction, self.summary_energy, self.heap_factor = centroid_fraction, summary_energy, heap_factor
         self.exact = InvertedIndex(precision=precision)

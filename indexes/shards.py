@@ -88,7 +88,7 @@ def build_sharded(
         ``"IVF4096,SQ8"``, ``"OPQ32,IVF65536_HNSW32,PQ32"``: lists, not refined and not with four-bit codes.
     memory_budget
         Bytes to be taken beside what the process and the blocks take already. Merging takes 9 for each row of the
-        whole index, and 16 more where keys do not ascend.
+        whole index, and about 33 where keys do not ascend.
     metric
         As in `FaissIndex`.
     sample
@@ -103,7 +103,7 @@ def build_sharded(
     ------
     ConfigurationError
         A factory that cannot be merged; a budget too small, or no number of bytes; shards of another build, or of
-        other rows, in the way.
+        other rows, in the way; a setting that `FaissIndex` refuses.
     InvalidInput
         No rows, or wrong ones.
     StorageError
@@ -125,6 +125,7 @@ def build_sharded(
         raise StorageError(f"{path} exists already.", "Build into a new folder.")
     if not isinstance(cast("object", memory_budget), int | np.integer) or memory_budget < 1:
         raise ConfigurationError(f"memory_budget is {memory_budget!r}.", "Give a whole number of bytes: 3_000_000_000.")
+    FaissIndex(factory, metric=metric, train_size=train_size, seed=seed)  # which refuses what it cannot be
     settings = {"factory": factory, "metric": metric, "train_size": train_size, "seed": seed}
     build = _Build(path, settings, budget=memory_budget)
     stream = build.train(iter(blocks), sample)

@@ -31,9 +31,9 @@ def test_results_are_those_of_hnswlib_on_the_same_graph(metric: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("argument", ["m", "ef_construction", "ef"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_a_wrong_argument_is_refused_by_name(argument: str, value: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"^{argument} is {value}"):
+@pytest.mark.parametrize("value", [0, -1, "16"])
+def test_a_wrong_argument_is_refused_by_name(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{argument} is {value!r}"):
         HnswlibIndex(**{argument: value})
 
 

@@ -282,7 +282,17 @@ def test_checksums_are_read_once_and_again_after_a_change(
         SeismicIndex.open(tmp_path / "saved")
 
 
-@pytest.mark.parametrize("wrong", [{"seal_at": 0}, {"query_cut": 0}, {"heap_factor": 0.0}, {"summary_energy": 1.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seal_at": 0},
+        {"query_cut": 0},
+        {"heap_factor": 0.0},
+        {"summary_energy": 1.5},
+        {"seal_at": "9"},
+        {"heap_factor": "1"},
+    ],
+)
 def test_parameters_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         SeismicIndex(**wrong)  # type: ignore[arg-type]

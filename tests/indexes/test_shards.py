@@ -322,6 +322,13 @@ def test_a_budget_that_is_no_number_of_bytes_is_named(budget: Any, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("name", "value"), [("train_size", -5), ("seed", "1"), ("metric", "dot"), ("factory", 5)])
+def test_a_setting_that_cannot_be_is_named_before_any_work(name: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{name}.*{value}"):
+        built(tmp_path / "index", **{name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF32,SQ8,RFlat", "IVF32,PQ8x4fs", "SQ8"])
 def test_an_index_that_cannot_be_merged_is_refused(factory: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=rf"'{factory}' cannot be merged on disk.*IVF4096,SQ8"):
