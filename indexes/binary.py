@@ -20,6 +20,7 @@ from reperio.indexes.chosen import Chosen, KeyedRows
 from reperio.indexes.flat import FlatIndex
 from reperio.indexes.growing import check_options
 from reperio.indexes.hamming import Codes, apart, encoded, nearest
+from reperio.indexes.labelled import check_positive
 from reperio.indexes.rows import (
     Positions,
     check_ids,
@@ -104,13 +105,13 @@ class BinaryIndex:
     ) -> None:
         if calibration not in get_args(Calibration):
             raise ConfigurationError(f"There is no calibration {calibration!r}.", "Choose 'sign' or 'median'.")
-        if train_size is not None and train_size < 1:
-            raise ConfigurationError(f"train_size is {train_size}.", "Give a positive number, or None.")
+        if train_size is not None:
+            check_positive(train_size=train_size)
         self.factory, self.train_size, self.seed = factory, train_size, seed
         self.calibration: Calibration = calibration
-        self.options = dict(options or {})
         self._kind = BinaryFactory(factory, seed=seed)
-        self._check(self.options)
+        self._check(options or {})
+        self.options = dict(options or {})
         if train_size is not None and train_size < (lists := self._kind.lists):
             problem = f"train_size is {train_size}, and {factory!r} learns {lists} lists."
             raise ConfigurationError(problem, f"Give {lists} or more, {39 * lists} to learn well.")
@@ -244,6 +245,8 @@ class BinaryIndex:
         return rows[np.sort(np.random.default_rng(self.seed).choice(len(rows), size, replace=False))]
 
     def _append(self, ids: Ids, codes: Codes) -> None:
+        if self._walk is not None and int(self._walk.ntotal) != self._size:  # once they could not be told to be dead
+            self._rows.bury(int(self._walk.ntotal))
         start, size = self._size, self._size + len(ids)
         held = grown(self._codes if start else np.empty((0, codes.shape[1]), dtype=np.uint8), size)
         held[start:size] = codes
@@ -266,10 +269,9 @@ class BinaryIndex:
         """Give back the positions of rows removed or replaced."""
         alive = np.flatnonzero(self._rows.alive)
         alive = alive[np.argsort(self._rows.ids[alive])]
-        self._codes, self._rows = self._codes[alive], KeyedRows(self._rows.ids[alive])
-        if self._walk is not None:
-            self._walk.reset()
-            self._walk.add(self._codes)
+        codes, rows = self._codes[alive], KeyedRows(self._rows.ids[alive])
+        walk = None if self._walk is None else self._kind.refilled(self._walk, codes)
+        self._codes, self._rows, self._walk = codes, rows, walk
 
     # Searching
 

@@ -51,7 +51,7 @@ class BinaryFactory:
         """An empty graph or lists; None where every code is compared."""
         try:
             made = self._faiss.index_binary_factory(bits, self._factory)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             problem = f"FAISS cannot build {self._factory!r}."
             raise ConfigurationError(problem, "Choose 'BFlat', 'BHNSW32' or 'BIVF256'.") from error
         faiss, clustering = self._faiss, getattr(made, "cp", None)
@@ -71,6 +71,14 @@ class BinaryFactory:
         if made is not None and len(codes):
             made.add(codes)
         return made
+
+    def refilled(self, made: Any, codes: Codes) -> Any:
+        """A copy that has learnt the same, of other codes."""
+        fresh = self.from_bytes(self.to_bytes(made))
+        fresh.reset()
+        if len(codes):
+            fresh.add(codes)
+        return fresh
 
     def defaults(self, k: int) -> dict[str, int]:
         """The search options there are, and their values for k results."""

@@ -261,9 +261,12 @@ class FlatIndex:
         fresh = np.flatnonzero(held < 0)
         size = len(self)
         held[fresh] = size + np.arange(len(fresh))
+        places = dict(zip(ids[fresh].tolist(), held[fresh].tolist(), strict=True))
+        squares = squared(vectors)
         self._reserve(size + len(fresh), vectors.shape[1])
-        self._ids[held], self._vectors[held], self._squares[held] = ids, vectors, squared(vectors)
-        self._at.update(zip(ids[fresh].tolist(), held[fresh].tolist(), strict=True))
+        self._at |= places
+        # From here on nothing can fail for lack of memory.
+        self._ids[held], self._vectors[held], self._squares[held] = ids, vectors, squares
         self._dim = vectors.shape[1]
 
     def _reserve(self, size: int, dim: int) -> None:

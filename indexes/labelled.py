@@ -114,6 +114,7 @@ class LabelledIndex(ABC):
         self._engine: Engine | None = None
         self._dim: int | None = None
         self._rows = KeyedRows()
+        self._tried = 0  # labels that the engine may have
 
     @property
     @abstractmethod
@@ -167,13 +168,16 @@ class LabelledIndex(ABC):
         if not len(ids):
             return
         engine = self._made(vectors.shape[1]) if self._engine is None else self._engine
+        if self._tried > len(self._rows.ids):  # once they could not even be told to be dead
+            self._rows.bury(self._tried)
         parts = (self._scaled(vectors[at : at + _CHUNK]) for at in range(0, len(vectors), _CHUNK))
         try:
             _append(engine, len(self._rows.ids), parts)
             self._rows.append(ids)
         except BaseException:
             if self._engine is not None:  # labels that the engine may have by now stay dead
-                self._rows.bury(len(self._rows.ids) + len(ids))
+                self._tried = len(self._rows.ids) + len(ids)
+                self._rows.bury(self._tried)
             raise
         self._engine, self._dim = engine, vectors.shape[1]
 
@@ -189,7 +193,7 @@ class LabelledIndex(ABC):
         alive = np.flatnonzero(self._rows.alive)
         alive = alive[np.argsort(self._rows.ids[alive])]
         _append(fresh, 0, (old.decode(alive[at : at + _CHUNK]) for at in range(0, len(alive), _CHUNK)))
-        self._engine, self._rows = fresh, KeyedRows(self._rows.ids[alive])
+        self._engine, self._rows, self._tried = fresh, KeyedRows(self._rows.ids[alive]), 0
 
     # Searching
 
@@ -344,11 +348,12 @@ class LabelledIndex(ABC):
                 raise ValueError(f"its engine lacks {len(lacking)} rows, of label {lacking[0]} the first")
 
 
-def check_positive(**settings: int) -> None:
-    """Refuse settings that are not positive whole numbers, by name."""
+def check_positive(least: int = 1, /, **settings: int) -> None:
+    """Refuse settings that are not whole numbers, or below ``least``, by name."""
     for name, value in settings.items():
-        if not isinstance(cast("object", value), int) or value < 1:
-            raise ConfigurationError(f"{name} is {value!r}.", "Give a positive whole number.")
+        if not isinstance(cast("object", value), int) or value < least:
+            fix = "Give a positive whole number." if least == 1 else f"Give a whole number of {least} or more."
+            raise ConfigurationError(f"{name} is {value!r}.", fix)
 
 
 def _append(engine: Engine, start: int, parts: Iterable[Dense]) -> None:

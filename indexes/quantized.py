@@ -6,6 +6,7 @@ Shapes: q queries, n rows, d dimensions, k results, m rows asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self, cast, get_args
@@ -106,13 +107,10 @@ class QuantizedIndex:
             raise ConfigurationError(f"Signs keep no lengths, and metric is {metric!r}.", "Use 'cosine', or int8.")
         if rescore is not None and rescore not in get_args(Rescore):
             raise ConfigurationError(f"rescore is {rescore!r}.", "Choose from: dequantized, full, None.")
-        for name, value, least in [
-            ("dims", dims, 1),
-            ("oversample", oversample, 1),
-            ("train_size", train_size, _LEAST),
-        ]:
-            if value is not None and value < least:
-                raise ConfigurationError(f"{name} is {value}.", f"Give {least} or more.")
+        if dims is not None:
+            check_positive(dims=dims)
+        check_positive(oversample=oversample)
+        check_positive(_LEAST, train_size=train_size)
         self.dtype: Quantization = dtype
         self.rescore: Rescore | None = rescore
         self.dims, self.oversample, self.train_size, self.seed = dims, oversample, train_size, seed
@@ -260,10 +258,12 @@ class QuantizedIndex:
             self._tail.add(ids, vectors)
             self._dim = vectors.shape[1]
             return
+        clipped = 0
+        if isinstance(self._coded.codec, Int8Codec):
+            clipped = self._coded.codec.clipped(reduced(vectors, self.dims, self.metric))
         self._coded.put(len(self._rows.ids), vectors)
         self._rows.append(ids)
-        if isinstance(self._coded.codec, Int8Codec):
-            self._clipped += self._coded.codec.clipped(reduced(vectors, self.dims, self.metric))
+        self._clipped += clipped
         self._let_go()
 
     def _sample(self, vectors: Dense) -> Dense | None:
@@ -283,8 +283,10 @@ class QuantizedIndex:
         return count
 
     def _let_go(self) -> None:
+        """Give back what most positions take, once these are dead; without room for that, at a later change."""
         if len(self._rows.ids) - len(self._rows) > max(_DEAD, len(self._rows)):
-            self.compact()
+            with suppress(MemoryError):
+                self.compact()
 
     def compact(self) -> None:
         """Give back the room of rows that were removed or replaced; this happens by itself once they are the most."""

@@ -6,7 +6,8 @@ Shapes: q queries, n rows, d dimensions, k results, m rows asked for, t training
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -18,6 +19,7 @@ from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, InvalidInput
 from reperio.indexes.flat import Block, Metric, check_metric, nearest, score_pairs, squared, unit
 from reperio.indexes.keygraph import KeyGraph
+from reperio.indexes.labelled import check_positive
 from reperio.indexes.rows import (
     Positions,
     Rows,
@@ -109,14 +111,14 @@ class QueryAwareIndex:
         seed: int = 0,
         options: Mapping[str, int] | None = None,
     ) -> None:
-        for name, value in {"degree": degree, "batch": batch, "train_size": train_size}.items():
-            if value is not None and value < 2:
-                raise ConfigurationError(f"{name} is {value}.", "Give 2 or more.")
+        check_positive(2, degree=degree, batch=batch)
+        if train_size is not None:
+            check_positive(2, train_size=train_size)
         self.metric: Metric = check_metric(metric)
         self._measured: Metric = "l2" if metric == "l2" else "ip"
         self.degree, self.batch, self.train_size, self.seed = degree, batch, train_size, seed
+        _check_options(options or {})
         self.options = dict(options or {})
-        _check_options(self.options)
         self._dim: int | None = None
         self._rows = Rows()
         self._linked: KeyGraph | None = None  # at positions from 0
@@ -206,7 +208,11 @@ class QueryAwareIndex:
         return rows if self.metric == "l2" else unit(rows)
 
     def link(self) -> None:
-        """Link every row that waits."""
+        """Link every row that waits; if it fails, they go on waiting."""
+        with self._restored():
+            self._link()
+
+    def _link(self) -> None:
         if 2 * len(self) < len(self._rows.ids):
             self._gather()
         if not len(self._waiting):
@@ -221,9 +227,21 @@ class QueryAwareIndex:
     def compact(self) -> None:
         """Give back the places of rows removed or replaced, and link the others from the beginning."""
         linked = self._linked is not None
-        self._gather()
-        if linked:
-            self.link()
+        with self._restored():
+            self._gather()
+            if linked:
+                self._link()
+
+    @contextmanager
+    def _restored(self) -> Generator[None]:
+        """Have the rows and their links as they were, if what is done inside fails."""
+        rows = Rows(self._rows.ids.copy(), self._rows.alive.copy())
+        before = self._tail, rows, self._linked
+        try:
+            yield
+        except BaseException:
+            self._tail, self._rows, self._linked = before
+            raise
 
     def _gather(self) -> None:
         """Only rows that are alive, in the order of their keys, waiting."""
@@ -247,12 +265,15 @@ class QueryAwareIndex:
         if not len(ids):
             return
         start = len(self._waiting)
-        self._tail = grown(self._tail.reshape(-1, vectors.shape[1]), start + len(ids))
-        self._tail[start : start + len(ids)] = vectors
-        self._rows.append(ids)
+        coming = np.count_nonzero(self._rows.find(ids) < self._first)  # the others take the place of some that wait
+        enough = self.waiting + coming >= max(self.batch, self._first // _SHARE)
+        with self._restored() if enough else nullcontext():
+            self._tail = grown(self._tail.reshape(-1, vectors.shape[1]), start + len(ids))
+            self._tail[start : start + len(ids)] = vectors
+            self._rows.append(ids)
+            if enough:
+                self._link()
         self._dim = vectors.shape[1]
-        if self.waiting >= max(self.batch, self._first // _SHARE):
-            self.link()
 
     @property
     def _waiting(self) -> Dense:
@@ -403,6 +424,8 @@ class QueryAwareIndex:
 
 
 def _check_options(options: Mapping[str, int]) -> None:
+    if not isinstance(cast("object", options), Mapping):
+        raise ConfigurationError(f"options is {options!r}.", "Give a mapping: {'ef': 128}.")
     for name, value in options.items():
         if name != "ef" or not isinstance(cast("object", value), int) or value < 1:
             problem = f"QueryAwareIndex has no search option {name}={value!r}."

@@ -16,6 +16,7 @@ from reperio.artifacts import loading, new_folder
 from reperio.embeddings import Dense, Ids, IdSet, check_dense
 from reperio.errors import ConfigurationError, ShapeError, UnsupportedOperation
 from reperio.indexes.flat import FlatIndex, Metric, check_metric
+from reperio.indexes.labelled import check_positive
 from reperio.indexes.rows import check_ids, check_pairs, check_search, merge
 from reperio.indexes.stored import finite, read_array, reading, whole
 from reperio.indexes.transforms import Transform
@@ -77,8 +78,8 @@ class TransformedIndex:
         wrong = [type(transform).__name__ for transform in transforms if not isinstance(transform, Transform)]
         if wrong:
             raise ConfigurationError(f"{wrong[0]} is no transform.", "Choose from reperio.indexes.transforms.")
-        if train_size is not None and train_size < 1:
-            raise ConfigurationError(f"train_size is {train_size}.", "Give a positive number, or None.")
+        if train_size is not None:
+            check_positive(train_size=train_size)
         if len(index):
             raise ConfigurationError(f"The index holds {len(index)} rows already.", "Give an empty one.")
         self.index, self.transforms = index, list(transforms)
@@ -206,17 +207,24 @@ class TransformedIndex:
         self._dim = vectors.shape[1]
 
     def _place(self, ids: Ids, vectors: Dense) -> None:
-        """Rows that fit into the index, the others beside it; the index goes first, for it may refuse."""
+        """Rows that fit into the index, the others beside it; the index goes first, for it may refuse.
+
+        Where one has changed when the other fails, a row is as it was or as it comes, never both.
+        """
         fits, inside = np.ones(len(ids), dtype=np.bool_), vectors
         for transform in self.transforms:
             fits &= transform.fits(inside)
             inside = transform.rows(inside)
-        if fits.any():
-            self.index.add(ids[fits], inside[fits])
-        if not fits.all():
-            self._waiting.add(ids[~fits], vectors[~fits])
-            self.index.remove(ids[~fits])
-        self._waiting.remove(ids[fits])
+        try:
+            if fits.any():
+                self.index.add(ids[fits], inside[fits])
+            if not fits.all():
+                self._waiting.add(ids[~fits], vectors[~fits])
+                self.index.remove(ids[~fits])
+            self._waiting.remove(ids[fits])
+        except BaseException:
+            self._waiting.remove(np.intersect1d(self._waiting.ids, self.index.ids, assume_unique=True))
+            raise
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""

@@ -198,6 +198,24 @@ def test_compacting_gives_back_dead_positions(factory: str, tmp_path: Path) -> N
     assert (index.search(VECTORS[:10], 1, options=None).scores == 1).all()
 
 
+@pytest.mark.parametrize(("factory", "kind"), [("BHNSW16", faiss.IndexBinaryHNSW), ("BIVF16", faiss.IndexBinaryIVF)])
+def test_compacting_that_fails_changes_nothing(factory: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = filled(factory, train_size=1000)
+    index.remove(KEYS[:500])
+    before = index.search(QUERIES, 50)
+
+    def refused(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "add", refused)
+        with pytest.raises(MemoryError):
+            index.compact()
+    after = index.search(QUERIES, 50)
+    np.testing.assert_array_equal(after.ids, before.ids)
+    np.testing.assert_array_equal(after.scores, before.scores)
+
+
 @pytest.mark.parametrize("factory", ["BFlat", "BHNSW16"])
 def test_mapped_codes_can_be_searched_and_changed(factory: str, tmp_path: Path) -> None:
     index = filled(factory)
@@ -244,6 +262,9 @@ def test_its_specification_keeps_every_argument() -> None:
         ({"factory": "BHash16"}, "BHash16"),
         ({"calibration": "mean"}, "mean"),
         ({"train_size": 0}, "train_size"),
+        ({"train_size": "9"}, "train_size is '9'"),
+        ({"factory": 5}, "FAISS cannot build 5"),
+        ({"options": 5}, "options is 5"),
         ({"factory": "BIVF64", "train_size": 63}, r"train_size is 63, and 'BIVF64' learns 64 lists.*64 or more"),
         ({"options": {"nprobe": 3}}, r"BinaryIndex\('BFlat'\) has no search option 'nprobe'. It has none"),
         ({"factory": "BIVF8", "options": {"efSearch": 3}}, "It has: nprobe"),

@@ -445,6 +445,9 @@ def test_it_learns_once_and_from_enough(rows: np.ndarray) -> None:
         ({"oversample": 0}, "oversample is 0"),
         ({"dims": 0}, "dims is 0"),
         ({"train_size": 99}, "train_size is 99"),
+        ({"train_size": None}, "train_size is None"),
+        ({"oversample": "4"}, "oversample is '4'"),
+        ({"dims": 1.5}, r"dims is 1\.5"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(arguments: dict[str, Any], words: str) -> None:

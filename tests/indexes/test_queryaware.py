@@ -334,7 +334,18 @@ def test_what_cannot_be_learnt_from_is_refused_and_nothing_is_changed() -> None:
         fresh.add(np.arange(2), np.ones((2, 9), np.float32))
 
 
-@pytest.mark.parametrize("setting", [{"degree": 1}, {"batch": 0}, {"train_size": 0}, {"options": {"ef": 0}}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"degree": 1},
+        {"batch": 0},
+        {"train_size": 0},
+        {"options": {"ef": 0}},
+        {"degree": "9"},
+        {"train_size": 2.5},
+        {"options": 5},
+    ],
+)
 def test_a_setting_out_of_range_is_refused_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(setting)).replace("options", "ef")):
         QueryAwareIndex(**setting)

@@ -309,8 +309,9 @@ def test_what_does_not_fit_is_refused(behind: Any, transforms: list[Transform], 
 def test_a_filled_index_and_a_size_of_nothing_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="holds 4 rows"):
         TransformedIndex(filled(FlatIndex("ip"), clustered(4, 4)), [Centre()])
-    with pytest.raises(ConfigurationError, match="train_size is 0"):
-        TransformedIndex(FlatIndex("ip"), [Centre()], train_size=0)
+    for wrong in (0, "5"):
+        with pytest.raises(ConfigurationError, match=f"train_size is {wrong!r}"):
+            TransformedIndex(FlatIndex("ip"), [Centre()], train_size=wrong)  # type: ignore[arg-type]
 
 
 def test_options_are_those_of_the_index_behind() -> None:
