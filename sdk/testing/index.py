@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reperio.agreement import metric_of
 from reperio.embeddings import LARGEST, Dense, Ids, MultiVector, kind_of, take
 from reperio.errors import (
     CorruptArtifact,
@@ -30,6 +29,7 @@ from reperio.errors import (
 from reperio.indexes.flat import FlatIndex, check_metric
 from reperio.protocols import Index
 from reperio.registry import build
+from reperio.signals import metric_of
 from reperio.testing.bad_input import BadInputContract
 from reperio.types import Neighbors
 
