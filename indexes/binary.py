@@ -262,8 +262,11 @@ class BinaryIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        gone = check_removed(ids)
-        return self._rows.remove(gone) + self._waiting.remove(gone)
+        keys = check_removed(ids)
+        gone = self._rows.held(keys)  # what can fail comes first
+        waiting = self._waiting.remove(keys)
+        self._rows.kill(gone)
+        return len(gone) + waiting
 
     def compact(self) -> None:
         """Give back the positions of rows removed or replaced."""

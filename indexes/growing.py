@@ -253,7 +253,10 @@ class GrowingIndex:
 
     def remove(self, ids: Ids) -> int:
         """Take rows away; returns how many were there."""
-        return self.rows.remove(ids) + self.tail.remove(ids)
+        gone = self.rows.held(ids)  # what can fail comes first
+        waiting = self.tail.remove(ids)
+        self.rows.kill(gone)
+        return len(gone) + waiting
 
     def compact(self, tuner: Tuner | None) -> None:
         """Give back dead positions, and take in what waits."""

@@ -277,10 +277,12 @@ class QuantizedIndex:
 
     def remove(self, ids: Ids, /) -> int:
         """Take rows away; returns how many were there."""
-        gone = check_removed(ids)
-        count = self._rows.remove(gone) + self._tail.remove(gone)
+        keys = check_removed(ids)
+        gone = self._rows.held(keys)  # what can fail comes first
+        waiting = self._tail.remove(keys)
+        self._rows.kill(gone)
         self._let_go()
-        return count
+        return len(gone) + waiting
 
     def _let_go(self) -> None:
         """Give back what most positions take, once these are dead; without room for that, at a later change."""

@@ -293,10 +293,14 @@ class Rows:
 
     def remove(self, ids: Ids) -> int:
         """Mark the positions of these keys dead; returns how many were alive."""
-        found = self.find(ids)
-        found = found[found >= 0]
+        found = self.held(ids)
         self.kill(found)
         return len(found)
+
+    def held(self, ids: Ids) -> Positions:
+        """The positions of those keys that are held."""
+        found = self.find(ids)
+        return found[found >= 0]
 
     def kill(self, positions: Positions) -> None:
         """Mark positions dead, each once and alive until now: this takes no memory, so it does not fail."""

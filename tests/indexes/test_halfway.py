@@ -24,7 +24,7 @@ from reperio.indexes.hnswlib import HnswlibIndex
 from reperio.indexes.quantization import Int8Codec
 from reperio.indexes.quantized import QuantizedIndex
 from reperio.indexes.queryaware import QueryAwareIndex
-from reperio.indexes.rows import grown
+from reperio.indexes.rows import Rows, grown
 from reperio.indexes.transformed import TransformedIndex
 from reperio.indexes.transforms import Centre, NormCoordinate
 from reperio.indexes.usearch import UsearchIndex
@@ -101,6 +101,21 @@ def test_a_flat_index_that_cannot_remove_still_holds_every_row(monkeypatch: pyte
     assert index.search(vectors, 1).ids[:, 0].tolist() == list(range(100))
     assert index.remove(np.arange(50)) == 50
     assert index.search(vectors[50:], 1).ids[:, 0].tolist() == list(range(50, 100))
+
+
+@pytest.mark.parametrize("kind", ["faiss", "codes", "binary"])
+def test_rows_that_cannot_be_removed_are_all_still_there(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait are taken away beside the others; nothing is, if either fails."""
+    vectors, index = clustered(300, 64), MAKERS[kind]()
+    index.add(np.arange(300), vectors)
+    for module, name in ((FlatIndex, "remove"), (Rows, "find")):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, failing)
+            with pytest.raises(MemoryError):
+                index.remove(np.arange(50))
+        assert index.ids.tolist() == list(range(300))
+    assert index.remove(np.arange(50)) == 50
+    assert index.ids.tolist() == list(range(50, 300))
 
 
 def failing(*_: Any, **__: Any) -> Any:
