@@ -213,6 +213,25 @@ def take(embeddings: E, rows: Ids) -> E:
     return cast("E", embeddings[rows])
 
 
+def joined(parts: Sequence[Embeddings], kind: str, *, dim: int) -> Embeddings:
+    """All rows one after the other; none where there are no parts."""
+    if kind == "sparse":
+        rows = [part for part in parts if isinstance(part, Sparse)]
+        columns = np.concatenate([np.empty(0, np.int64), *(part.indices for part in rows)])
+        weights = np.concatenate([np.empty(0, np.float32), *(part.weights for part in rows)])
+        return Sparse(_starts([part.indptr for part in rows]), columns, weights, dim)
+    if kind == "multi-vector":
+        several = [part for part in parts if isinstance(part, MultiVector)]
+        vectors = np.concatenate([np.empty((0, dim), np.float32), *(part.vectors for part in several)])
+        return MultiVector(vectors, _starts([part.offsets for part in several]))
+    return np.concatenate([np.empty((0, dim), np.float32), *(cast("Dense", part) for part in parts)])
+
+
+def _starts(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    lengths = [np.diff(part) for part in parts]
+    return np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))]).astype(np.int64)
+
+
 def to_bytes(embeddings: Embeddings) -> list[bytes]:
     """One blob for each row: float32 values; sparse rows put their int64 columns first."""
     if isinstance(embeddings, Sparse):

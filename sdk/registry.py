@@ -23,6 +23,7 @@ BUILT_IN: dict[str, str] = {
     "BM25Encoder": "reperio.encoders.bm25:BM25Encoder",
     "BM25Index": "reperio.indexes.bm25:BM25Index",
     "BinaryIndex": "reperio.indexes.binary:BinaryIndex",
+    "CachedEncoder": "reperio.encoders.cached:CachedEncoder",
     "Centre": "reperio.indexes.transforms:Centre",
     "CollectionRetriever": "reperio.collection:CollectionRetriever",
     "Convex": "reperio.fusion:Convex",

@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Generic, TypeAlias, TypeVar, overload
+from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.embeddings import Dense, Ids, IdSet, MultiVector, Sparse
+from reperio.embeddings import Dense, Ids, IdSet, MultiVector, Sparse, joined
 from reperio.errors import InvalidInput, ShapeError
 
 __all__ = [
@@ -301,6 +301,15 @@ class Encoded(Generic[E_co]):
     embeddings: E_co
     token_counts: NDArray[np.int64]
     truncated: NDArray[np.bool_]
+
+    @staticmethod
+    def joined(parts: Sequence[Encoded[Any]], kind: str, *, dim: int) -> Encoded[Any]:
+        """All texts' embeddings, one part after the other; of no parts, none."""
+        return Encoded(
+            joined([part.embeddings for part in parts], kind, dim=dim),
+            np.concatenate([np.empty(0, np.int64), *(part.token_counts for part in parts)]),
+            np.concatenate([np.empty(0, np.bool_), *(part.truncated for part in parts)]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

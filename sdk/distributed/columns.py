@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -41,28 +41,6 @@ def checked(embeddings: Any, fingerprint: Fingerprint, *, rows: int) -> Embeddin
     if isinstance(embeddings, MultiVector):
         return check_multi_vector(embeddings, what="The encoder's output", dim=fingerprint.dim, rows=rows)
     return check_dense(embeddings, what="The encoder's output", dim=fingerprint.dim, rows=rows)
-
-
-def joined(parts: Sequence[Embeddings], fingerprint: Fingerprint) -> Embeddings:
-    """All rows one after the other; none where there are no parts."""
-    if fingerprint.kind == "sparse":
-        rows = [part for part in parts if isinstance(part, Sparse)]
-        starts = _starts([part.indptr for part in rows])
-        columns = np.concatenate([np.empty(0, np.int64), *(part.indices for part in rows)])
-        weights = np.concatenate([np.empty(0, np.float32), *(part.weights for part in rows)])
-        return Sparse(starts, columns, weights, fingerprint.dim)
-    if fingerprint.kind == "multi-vector":
-        several = [part for part in parts if isinstance(part, MultiVector)]
-        none = np.empty((0, fingerprint.dim), np.float32)
-        vectors = np.concatenate([none, *(part.vectors for part in several)])
-        return MultiVector(vectors, _starts([part.offsets for part in several]))
-    dense = [cast("Dense", part) for part in parts]
-    return np.concatenate([np.empty((0, fingerprint.dim), np.float32), *dense])
-
-
-def _starts(parts: Sequence[Any]) -> Any:
-    lengths = [np.diff(part) for part in parts]
-    return np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))]).astype(np.int64)
 
 
 def to_columns(embeddings: Embeddings) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from reperio.artifacts import new_folder, read_folder
 from reperio.distributed.census import census, digest, taken
 from reperio.distributed.cluster import Workers, cluster, errors, tables
-from reperio.distributed.columns import checked, joined, strings, to_columns, write
+from reperio.distributed.columns import checked, strings, to_columns, write
 from reperio.distributed.encoded import FILE, KIND
 from reperio.distributed.loading import INDEX, Target
 from reperio.distributed.plan import PARTS, PLAN, Plan, alone, told
-from reperio.embeddings import Embeddings
+from reperio.embeddings import Embeddings, joined
 from reperio.errors import ConfigurationError, CorruptArtifact, FingerprintMismatch, InvalidInput, StorageError
 from reperio.extras import load
 from reperio.protocols import Divisible, Encoder, Index, Spec
@@ -304,7 +304,7 @@ class _Encoding:
         rows = [checked(part.embeddings, fingerprint, rows=n) for part, n in zip(parts, sizes, strict=True)]
         tokens = np.concatenate([np.empty(0, np.int64), *(part.token_counts for part in parts)])
         truncated = np.concatenate([np.empty(0, np.bool_), *(part.truncated for part in parts)])
-        return joined(rows, fingerprint), tokens, truncated
+        return joined(rows, fingerprint.kind, dim=fingerprint.dim), tokens, truncated
 
 
 # Reporting

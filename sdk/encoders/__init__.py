@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reperio.encoders.bm25 import BM25Encoder as BM25Encoder
+    from reperio.encoders.cached import CachedEncoder as CachedEncoder
     from reperio.encoders.dense import DenseEncoder as DenseEncoder
     from reperio.encoders.given import GivenVectors as GivenVectors
     from reperio.encoders.hashing import HashEncoder as HashEncoder
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
+    "CachedEncoder": "reperio.encoders.cached",
     "DenseEncoder": "reperio.encoders.dense",
     "GivenVectors": "reperio.encoders.given",
     "HashEncoder": "reperio.encoders.hashing",
@@ -27,6 +29,7 @@ _EXPORTS = {
 
 __all__ = [
     "BM25Encoder",
+    "CachedEncoder",
     "DenseEncoder",
     "GivenVectors",
     "HashEncoder",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from reperio.errors import EmptyText, InvalidInput
+from reperio.errors import EmptyText, InvalidInput, ReperioError
 
-__all__ = ["check_batch", "check_texts"]
+__all__ = ["check_batch", "check_texts", "elsewhere"]
+
+E = TypeVar("E", bound=ReperioError)
 
 
 def check_batch(texts: Iterable[object]) -> None:
@@ -55,3 +59,19 @@ def _check_unicode(text: str, position: int) -> None:
     except UnicodeEncodeError as error:
         problem = f"texts[{position}] holds half of a surrogate pair at character {error.start}."
         raise InvalidInput(problem, "Repair it: text.encode(errors='replace').decode().") from error
+
+
+def elsewhere(error: E, places: Sequence[int]) -> E:
+    """The error of an encoder that was given some of the texts, with their positions among all of them.
+
+    Parameters
+    ----------
+    places
+        Where each text that was given stands among all.
+    """
+
+    def place(found: re.Match[str]) -> str:
+        position = int(found[1])
+        return f"texts[{places[position]}]" if position < len(places) else found[0]
+
+    return type(error)(re.sub(r"texts\[(\d+)\]", place, error.problem), error.fix)

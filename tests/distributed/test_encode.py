@@ -123,14 +123,15 @@ def test_a_table_gives_sparse_rows_and_goes_on_where_it_was_until_a_text_changes
 
 
 def test_several_vectors_a_text_come_back_as_they_were(machines: Any, tmp_path: Path) -> None:
-    from reperio.distributed.columns import from_columns, joined, to_columns
+    from reperio.distributed.columns import from_columns, to_columns
+    from reperio.embeddings import joined
 
     rng = np.random.default_rng(0)
     rows = MultiVector(rng.normal(size=(7, 3)).astype(np.float32), np.array([0, 2, 3, 7]))
     from reperio.types import Fingerprint
 
     fingerprint = Fingerprint("multi-vector", "some", 3)
-    twice = joined([rows, rows], fingerprint)
+    twice = joined([rows, rows], fingerprint.kind, dim=fingerprint.dim)
     back = from_columns(pa.table(to_columns(twice)), fingerprint)
     assert isinstance(back, MultiVector)
     assert np.array_equal(back.vectors, np.concatenate([rows.vectors, rows.vectors]))
