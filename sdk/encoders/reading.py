@@ -1,0 +1,205 @@
+"""How every encoder over a `LanguageModel` reads texts: prompts, limits, windows, counts, one batch at a time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio import meter
+from reperio.encoders.texts import check_texts
+from reperio.errors import ConfigurationError, EmptyText, TruncationError
+from reperio.models.inputs import Role
+from reperio.models.language_model import LanguageModel
+from reperio.models.rows import Row, RowMaker
+from reperio.models.states import Head
+from reperio.models.view import ModelView, View
+from reperio.models.windows import OVERLAP, Tokens
+
+__all__ = ["OnTruncation", "Read", "Reading"]
+
+OnTruncation: TypeAlias = Literal["warn", "error", "chunk"]
+
+ROLES: tuple[Role, Role] = ("query", "document")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a head gave for texts, window by window.
+
+    Attributes
+    ----------
+    parts
+        One result for each window, those of one text together, in the order of the texts.
+    starts
+        Where each text's windows start among ``parts``, ``(n + 1,)``; one window a text unless texts are chunked.
+    counts
+        Tokens of each text before any cut, ``(n,)``.
+    truncated
+        Which texts were cut, ``(n,)``.
+    rows
+        What the model read, for each window.
+    """
+
+    parts: list[Any]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    rows: list[Row]
+
+
+class Reading:
+    """Reads texts with one view of a model.
+
+    Parameters
+    ----------
+    model
+        Loaded when it is first used.
+    view
+        How it is seen.
+    prompts
+        For each role, what stands before a text, or a template with ``{text}``.
+    max_tokens
+        Most tokens of a row; what the model reads where None.
+    on_truncation
+        What happens to a longer text: ``"warn"``, ``"error"`` or ``"chunk"``, as in `DenseEncoder`.
+    ends
+        Tokens that stand at the end of every row and are never cut; ``"eos"`` for the tokenizer's own.
+
+    Raises
+    ------
+    ConfigurationError
+        For a setting out of range.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        view: View,
+        prompts: Mapping[Role, str],
+        max_tokens: int | None = None,
+        on_truncation: OnTruncation = "warn",
+        ends: Sequence[str] = (),
+    ) -> None:
+        if on_truncation not in get_args(OnTruncation):
+            known = ", ".join(get_args(OnTruncation))
+            raise ConfigurationError(f"on_truncation is {on_truncation!r}.", f"Use one of {known}.")
+        if max_tokens is not None and max_tokens <= 0:
+            raise ConfigurationError(f"max_tokens is {max_tokens}.", "Use 1 or more.")
+        strange = set(prompts) - set(ROLES)
+        if strange:
+            raise ConfigurationError(f"prompts names the role {sorted(strange)[0]!r}.", "Use query and document.")
+        self.model = model
+        self.settings = view
+        self.prompts = {role: prompts.get(role, "") for role in ROLES}
+        self.max_tokens = max_tokens
+        self.on_truncation: OnTruncation = on_truncation
+        self._ends = tuple(ends)
+        self._makers: dict[Role, RowMaker] | None = None
+
+    @property
+    def view(self) -> ModelView:
+        """The model as this reads it; loads it."""
+        return self.model.view(self.settings)
+
+    def maker(self, role: Role) -> RowMaker:
+        """How texts of a role become rows; loads the model's tokenizer."""
+        if self._makers is None:
+            tokenizer, most = self.model.tokenizer, self.model.max_tokens
+            if self.max_tokens is not None and most is not None and self.max_tokens > most:
+                problem = f"max_tokens is {self.max_tokens}, and the model reads {most}."
+                raise ConfigurationError(problem, f"Use {most} or less.")
+            ends = [_id(tokenizer, name) for name in self._ends]
+            self._makers = {
+                role: RowMaker(
+                    tokenizer,
+                    prompt=prompt,
+                    limit=self.max_tokens or most,
+                    ends=ends,
+                    summary=[_id(tokenizer, name) for name in self.settings.summary],
+                    twice=self.settings.mode.name == "echo",
+                )
+                for role, prompt in self.prompts.items()
+            }
+        return self._makers[role]
+
+    def fields(self) -> dict[str, Any]:
+        """What embeddings hang on, for a fingerprint."""
+        limits = {role: self.maker(role).frame.limit for role in ROLES}
+        return {
+            **self.model.fields(self.settings.adapter),
+            "view": self.settings.fields(),
+            "prompts": self.prompts,
+            "ends": self._ends,
+            "max_tokens": limits["document"] if len(set(limits.values())) == 1 else limits,
+            "truncation": {"windows overlap": OVERLAP} if self.on_truncation == "chunk" else "cut",
+        }
+
+    def read(self, texts: Sequence[str], role: Role, head: Head[Sequence[Any]], *, start: int = 0) -> Read:
+        """Every text through the model and a head.
+
+        Raises
+        ------
+        EmptyText, InvalidInput, TruncationError
+            As `DenseEncoder.encode_document`; positions in messages count from ``start``.
+        """
+        checked = check_texts(texts, start=start)
+        maker = self.maker(role)
+        tokens = maker.tokenize(checked)
+        counts = np.array([len(row) for row in tokens], dtype=np.int64)
+        self._check_words(tokens, checked, maker, start)
+        too_long = counts > (maker.frame.limit or np.inf)
+        if too_long.any():
+            self._report(counts, too_long, maker, start)
+        chunk = self.on_truncation == "chunk"
+        windows = [maker.windows(row) if chunk else [maker.whole(row)] for row in tokens]
+        rows = [window for some in windows for window in some]
+        parts: list[Any] = [None] * len(rows)
+        for batch, results in self.view.run(rows, head, budget=self.model.batch_tokens):
+            for position, result in zip(batch.tolist(), results, strict=True):
+                parts[position] = result
+        meter.count("texts", len(counts))
+        meter.count("tokens", sum(map(len, rows)))
+        cut = too_long & (not chunk)
+        meter.count("truncated", int(cut.sum()))
+        return Read(parts, np.cumsum([0, *map(len, windows)], dtype=np.int64), counts, cut, rows)
+
+    def _check_words(self, tokens: Sequence[Tokens], texts: Sequence[str], maker: RowMaker, start: int) -> None:
+        around = maker.frame.before + maker.frame.after
+        for position, row in enumerate(tokens):
+            if len(row) - around - maker.prompt_tokens(row) < 1:
+                raise EmptyText(f"texts[{start + position}] is {texts[position][:40]!r}: it has no token.", "Drop it.")
+
+    def _report(self, counts: NDArray[np.int64], too_long: NDArray[np.bool_], maker: RowMaker, start: int) -> None:
+        limit = maker.frame.limit
+        if self.on_truncation == "error":
+            first = int(too_long.argmax())
+            problem = f"texts[{start + first}] has {counts[first]} tokens; the model reads {limit}."
+            raise TruncationError(problem, "Split it, raise max_tokens, or use on_truncation='chunk'.")
+        if self.on_truncation == "warn":
+            warnings.warn(
+                f"{too_long.sum()} of {len(counts)} texts were cut to {limit} tokens; the longest has {counts.max()}. "
+                "Use on_truncation='chunk' to lose nothing.",
+                stacklevel=5,
+            )
+
+
+def _id(tokenizer: Any, name: str) -> int:
+    """Id of a token that stands at the end of rows.
+
+    Raises
+    ------
+    ConfigurationError
+        If the tokenizer has no such token.
+    """
+    token = tokenizer.eos_token if name == "eos" else name
+    found = None if token is None else tokenizer.convert_tokens_to_ids(token)
+    if found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token):
+        what = "no end-of-text token" if name == "eos" else f"no token {name!r}"
+        raise ConfigurationError(f"The tokenizer has {what}.", "Add it, or use pooling that needs none, as mean.")
+    return int(found)

@@ -1,0 +1,342 @@
+"""One way to run a loaded model: its attention, adapter, depth and temperature; the weights stay where they are."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperio import extras
+from reperio.errors import ConfigurationError
+from reperio.models.attention import AttentionMode, apply, summary_mask
+from reperio.models.batching import Rows, run_halving, token_batches
+from reperio.models.loading import find_layers, first_position
+from reperio.models.packing import Segments, pack_batches, register
+from reperio.models.probe import Probe, probe
+from reperio.models.rows import Row
+from reperio.models.states import Head, TokenStates
+from reperio.protocols import Spec
+
+__all__ = ["ModelView", "View", "sharing_copy"]
+
+R = TypeVar("R")
+
+# Layers of the model that runs in this thread put their states here.
+_kept: ContextVar[dict[int, Any] | None] = ContextVar("reperio_layers", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a model is to be seen.
+
+    Attributes
+    ----------
+    attention
+        ``"own"`` as the checkpoint says, ``"causal"``, ``"bidirectional"``, ``"last-K"`` for bidirectional in the
+        last K layers, ``"echo"``, ``"summary"``.
+    adapter
+        Name of the LoRA adapter that is switched on; none where None.
+    depth
+        How many layers are run; all where None.
+    temperature
+        Divides what goes into each softmax of attention (TempScale, Zhou et al., 2024); below 1 it sharpens.
+    summary
+        With the attention ``"summary"``: the tokens that stand after each text and are pooled in its place; what comes
+        after them sees the text through them alone (GEM, Zhang et al., 2025).
+    """
+
+    attention: str = "own"
+    adapter: str | None = None
+    depth: int | None = None
+    temperature: float = 1.0
+    summary: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        AttentionMode.parse(self.attention)
+        if not 0 < self.temperature < float("inf"):
+            raise ConfigurationError(f"temperature is {self.temperature}.", "Use a positive number, 0.9 to 1 is usual.")
+        if self.depth is not None and self.depth < 1:
+            raise ConfigurationError(f"depth is {self.depth}.", "Use 1 or more layers.")
+        object.__setattr__(self, "summary", tuple(self.summary))  # of a specification it is a list
+        if bool(self.summary) != (self.attention == "summary"):
+            problem = f"attention is {self.attention!r}, and summary names {len(self.summary)} tokens."
+            raise ConfigurationError(problem, "Use attention='summary' with the tokens' names, and neither without.")
+
+    @property
+    def mode(self) -> AttentionMode:
+        """The attention, parsed."""
+        return AttentionMode.parse(self.attention)
+
+    @property
+    def spec(self) -> Spec:
+        """How to build this again."""
+        return {"type": "View", **asdict(self), "summary": list(self.summary)}
+
+    def fields(self) -> dict[str, Any]:
+        """What states hang on, but for the adapter, which is told by its content."""
+        return {name: value for name, value in asdict(self).items() if name != "adapter"}
+
+
+def sharing_copy(model: Any) -> Any:
+    """A copy of a torch module with hooks and configuration of its own, whose weights are the very same tensors."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+class ModelView:
+    """A model as one task sees it. Made by `LanguageModel.view`.
+
+    Parameters
+    ----------
+    model
+        A transformers model. It is not changed; its weights are not copied.
+    view
+        How it is to be seen.
+    packs
+        Whether rows may be packed.
+    vocabulary
+        Ids of ordinary tokens, for the probe.
+
+    Attributes
+    ----------
+    model
+        The copy that this view runs: a transformers model like any other.
+    probe
+        What was proved of it when it was made.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        view: View,
+        packs: bool = True,
+        vocabulary: Sequence[int],
+    ) -> None:
+        self._torch = extras.load("torch", extra="models")
+        self.mode = mode = view.mode
+        self.model = sharing_copy(model)
+        _switch(self.model, view.adapter)
+        self._base = self.model.base_model
+        parent, name, layers = find_layers(self._base)
+        self.layers = len(layers)
+        if view.depth is not None:
+            layers = self._cut(parent, name, layers, view.depth)
+        apply(mode, self._base, layers)
+        _scale(layers, view.temperature)
+        layers[0].register_forward_pre_hook(_keep_embeddings, with_kwargs=True)
+        for number, layer in enumerate(layers, 1):
+            layer.register_forward_hook(_KeepStates(number))
+        self.depth = len(layers)
+        self.dtype = str(next(model.parameters()).dtype if not hasattr(model, "dtype") else model.dtype)
+        self.dtype = self.dtype.removeprefix("torch.")
+        self._lock = threading.Lock()
+        self._packed: Any = None
+        if packs and mode.name != "summary":
+            self._packed = sharing_copy(self._base)
+            self._packed.set_attn_implementation(register())
+        self.probe = self._probe(vocabulary)
+
+    @property
+    def device(self) -> Any:
+        """Where the embeddings of tokens are."""
+        return self._base.get_input_embeddings().weight.device
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed, not padded."""
+        return self._packed is not None
+
+    def run(self, rows: Sequence[Row], head: Head[R], *, budget: int, summary: int = 0) -> Iterator[tuple[Rows, R]]:
+        """States of all rows through a head, batch by batch.
+
+        Parameters
+        ----------
+        rows
+            Of any lengths, in any order.
+        head
+            Gives one result for each row of a batch, on the model's device.
+        budget
+            Most tokens in a batch, its padding counted. Where memory runs out, the batch is halved.
+
+        Yields
+        ------
+        tuple
+            Positions of the rows of a batch, and what the head gave. Each row comes once.
+        """
+        lengths = [len(row) for row in rows]
+        batches = pack_batches(lengths, budget) if self.packs else token_batches(lengths, budget)
+        wanted = tuple(getattr(head, "layers", (self.depth,)))
+        router = bool(getattr(head, "router", False))
+
+        def forward(batch: Rows) -> Any:
+            with self._torch.inference_mode():
+                some = [rows[int(i)] for i in batch]
+                states = self.states(some, layers=wanted, router=router, packed=self.packs)
+                return head(states)
+
+        yield from run_halving(batches, forward)
+
+    def states(
+        self,
+        rows: Sequence[Row],
+        *,
+        layers: Sequence[int] | None = None,
+        router: bool = False,
+        packed: bool = False,
+    ) -> TokenStates:
+        """States of one batch of rows; gradients flow where torch records them."""
+        wanted = tuple(self._number(layer) for layer in (layers or (self.depth,)))
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        spans = np.array([(row.start, row.stop) for row in rows], dtype=np.int64) + offsets[:-1, None]
+        run = self._run_packed if packed else self._run_padded
+        token = _kept.set(kept := dict.fromkeys(wanted))
+        try:
+            ids, last, out, gather = run(rows, lengths, router=router)
+        finally:
+            _kept.reset(token)
+        # Where fewer layers are run, the last one's states are taken before the norm, as of any layer but the last.
+        found = {**kept, self.layers: last} if self.depth == self.layers else kept
+        picked = tuple(gather(found[layer]) for layer in wanted)
+        routed = tuple(gather(logits) for logits in (getattr(out, "router_logits", None) or ()))
+        if router and not routed:
+            raise ConfigurationError(f"{type(self.model).__name__} has no router.", "Use a mixture-of-experts model.")
+        return TokenStates(ids, picked, offsets, spans, routed)
+
+    def _number(self, layer: int) -> int:
+        number = layer if layer >= 0 else self.depth + 1 + layer
+        if not 0 <= number <= self.depth:
+            raise ConfigurationError(f"layer is {layer}, and {self.depth} layers are run.", f"Use 0 to {self.depth}.")
+        return number
+
+    def _run_packed(self, rows: Sequence[Row], lengths: NDArray[np.int64], *, router: bool) -> Any:
+        torch, device = self._torch, self.device
+        ids = torch.from_numpy(np.concatenate([row.ids for row in rows]).astype(np.int64)).to(device)
+        first = first_position(self._base)
+        positions = np.concatenate([np.arange(first, first + length) for length in lengths.tolist()])
+        ahead = [self._sees_ahead(layer) for layer in range(self.depth)]
+        how = {"output_router_logits": True} if router else {}
+        out = self._packed(
+            input_ids=ids[None],
+            position_ids=torch.from_numpy(positions).to(device)[None],
+            use_cache=False,
+            segments=Segments.of(lengths, ahead),
+            **how,
+        )
+        return ids, out.last_hidden_state, out, lambda states: states.reshape(len(ids), -1)
+
+    def _run_padded(self, rows: Sequence[Row], lengths: NDArray[np.int64], *, router: bool) -> Any:
+        torch, device = self._torch, self.device
+        width = int(lengths.max())
+        ids = np.full((len(rows), width), self._base.config.pad_token_id or 0, dtype=np.int64)
+        mask = np.arange(width)[None, :] < lengths[:, None]
+        ids[mask] = np.concatenate([row.ids for row in rows])
+        seen = torch.from_numpy(mask).to(device)
+        tokens = torch.from_numpy(ids).to(device)
+        how: dict[str, Any] = {"output_router_logits": True} if router else {}
+        attention = seen.long()
+        if self.mode.both_ways > 0:
+            how["padding"] = attention
+        if self.mode.name == "summary":
+            starts, stops = ([getattr(row, end) for row in rows] for end in ("start", "stop"))
+            attention = self._kernel_mask(summary_mask(lengths, starts, stops, width=width).to(device))
+        out = self._base(input_ids=tokens, attention_mask=attention, use_cache=False, **how)
+
+        def gather(states: Any) -> Any:
+            return states.reshape(len(rows), width, -1)[seen]
+
+        return tokens[seen], out.last_hidden_state, out, gather
+
+    def _kernel_mask(self, seen: Any) -> Any:
+        """A mask of who sees whom as the attention kernel wants it: eager adds it to the scores."""
+        if self._base.config._attn_implementation != "eager":
+            return seen
+        torch = self._torch
+        zero = torch.zeros((), dtype=self.model.dtype, device=seen.device)
+        return torch.where(seen, zero, torch.finfo(self.model.dtype).min)
+
+    def _sees_ahead(self, layer: int) -> bool:
+        if self.mode.name != "own":
+            return self.mode.sees_ahead(layer, self.depth)
+        return self._own_ahead
+
+    def _probe(self, vocabulary: Sequence[int]) -> Probe:
+        torch = self._torch
+        first = self.depth - max(0, self.mode.both_ways)
+        layers = (first, self.depth)
+        self._own_ahead = False
+
+        def padded(rows: Sequence[Row]) -> TokenStates:
+            with torch.inference_mode():
+                return self.states(rows, layers=layers)
+
+        def packed(rows: Sequence[Row]) -> TokenStates:
+            with torch.inference_mode():
+                return self.states(rows, layers=layers, packed=True)
+
+        window = getattr(self._base.config, "sliding_window", None)
+        how: Any = {"vocabulary": vocabulary, "dtype": self.dtype, "window": window}
+        found = probe(self.mode, padded, None, **how)
+        self._own_ahead = found.ahead
+        if self._packed is not None:
+            found = probe(self.mode, padded, packed, **how)
+            if found.packing is None:
+                self._packed = None
+        return found
+
+    def _cut(self, parent: Any, name: str, layers: list[Any], depth: int) -> list[Any]:
+        if depth > len(layers):
+            raise ConfigurationError(f"depth is {depth}, and the model has {len(layers)} layers.", "Use fewer.")
+        kept = layers[:depth]
+        setattr(parent, name, self._torch.nn.ModuleList(kept))
+        config = self._base.config
+        config.num_hidden_layers = depth
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = list(config.layer_types)[:depth]
+        return kept
+
+
+def _keep_embeddings(layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    kept = _kept.get()
+    if kept is not None and 0 in kept:
+        kept[0] = given[0] if given else named["hidden_states"]
+
+
+class _KeepStates:
+    """Keeps what a layer gives, if it was asked for."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __call__(self, layer: Any, given: tuple[Any, ...], out: Any) -> None:
+        kept = _kept.get()
+        if kept is not None and self._number in kept:
+            kept[self._number] = out[0] if isinstance(out, tuple) else out
+
+
+def _switch(model: Any, adapter: str | None) -> None:
+    """Use this adapter; those that were loaded are all off."""
+    if adapter is not None:
+        holder = next(part for part in (model, model.base_model) if getattr(part, "_hf_peft_config_loaded", False))
+        holder.enable_adapters()
+        holder.set_adapter(adapter)
+
+
+def _scale(layers: Sequence[Any], temperature: float) -> None:
+    """Divide the scale of every attention by the temperature."""
+    if temperature == 1:
+        return
+    found = [part for layer in layers for part in layer.modules() if isinstance(getattr(part, "scaling", None), float)]
+    if len(found) != len(layers):
+        problem = f"{len(found)} of {len(layers)} layers tell the scale of their attention."
+        raise ConfigurationError(problem, "Use temperature=1 with this architecture.")
+    for part in found:
+        part.scaling /= temperature
