@@ -45,6 +45,7 @@ BUILT_IN: dict[str, str] = {
     "NormCoordinate": "reperio.indexes.transforms:NormCoordinate",
     "Normalise": "reperio.indexes.transforms:Normalise",
     "PgvectorIndex": "reperio.indexes.pgvector:PgvectorIndex",
+    "ParallelEncoder": "reperio.encoders.parallel:ParallelEncoder",
     "Pipeline": "reperio.pipeline:Pipeline",
     "PassageCompressor": "reperio.compression.passages:PassageCompressor",
     "QdrantIndex": "reperio.indexes.qdrant:QdrantIndex",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from reperio.encoders.asynchronous import aencode_document as aencode_document
+    from reperio.encoders.asynchronous import aencode_query as aencode_query
     from reperio.encoders.bm25 import BM25Encoder as BM25Encoder
     from reperio.encoders.cached import CachedEncoder as CachedEncoder
     from reperio.encoders.decoder import DecoderEncoder as DecoderEncoder
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from reperio.encoders.hashing import HashEncoder as HashEncoder
     from reperio.encoders.hashing import HashWeights as HashWeights
     from reperio.encoders.hashing import HashWords as HashWords
+    from reperio.encoders.parallel import ParallelEncoder as ParallelEncoder
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.wholewords import WholeWords as WholeWords
 
@@ -25,8 +28,11 @@ _EXPORTS = {
     "HashEncoder": "reperio.encoders.hashing",
     "HashWeights": "reperio.encoders.hashing",
     "HashWords": "reperio.encoders.hashing",
+    "ParallelEncoder": "reperio.encoders.parallel",
     "SparseSum": "reperio.encoders.summed",
     "WholeWords": "reperio.encoders.wholewords",
+    "aencode_document": "reperio.encoders.asynchronous",
+    "aencode_query": "reperio.encoders.asynchronous",
 }
 
 __all__ = [
@@ -38,8 +44,11 @@ __all__ = [
     "HashEncoder",
     "HashWeights",
     "HashWords",
+    "ParallelEncoder",
     "SparseSum",
     "WholeWords",
+    "aencode_document",
+    "aencode_query",
 ]
 
 
