@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,24 @@ DTYPES = ("auto", "float32", "float16", "bfloat16", "int8", "int4")
 
 QUANTIZED = ("int8", "int4")
 
+_quiet = threading.Lock()
 _COMMIT = re.compile("[0-9a-f]{40}")
 # What a checkpoint without a task's head may lack: it is not read unless that head is asked for.
 _UNREAD = re.compile(r"(^|\.)(pooler|lm_head|embed_out|cls\.predictions|score|classifier|rotary_emb\.inv_freq)\b")
+
+
+@contextmanager
+def no_progress_bar() -> Generator[None]:
+    """Keep transformers from drawing a bar for each file of weights."""
+    logging = extras.load("transformers.utils.logging", extra="models")
+    with _quiet:
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
 
 def check_commit(revision: str | None) -> None:
@@ -89,8 +106,9 @@ def load_model(
             how |= {"quantization_config": _quantization(dtype), "device_map": device or "auto"}
         if kernel is not None:
             how["attn_implementation"] = kernel
-        with_type = "auto" if dtype in ("auto", *QUANTIZED) else getattr(torch, dtype)
-        model, told = maker.from_pretrained(str(folder), dtype=with_type, output_loading_info=True, **how)
+        with_type: Any = "auto" if dtype in ("auto", *QUANTIZED) else getattr(torch, dtype)
+        with no_progress_bar():
+            model, told = maker.from_pretrained(str(folder), dtype=with_type, output_loading_info=True, **how)
         if dtype not in QUANTIZED:
             model.to(device or best_device())
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AssertionError, ImportError, broken) as error:
@@ -186,8 +204,6 @@ def load_adapters(model: Any, adapters: Mapping[str, Path]) -> None:
     ConfigurationError
         If an adapter was made for another model, or is pickled.
     """
-    extras.load("peft", extra="adapters")
-    opened = extras.load("safetensors", extra="models").safe_open
     for name, folder in adapters.items():
         config = folder / "adapter_config.json"
         if not config.is_file():
@@ -196,20 +212,35 @@ def load_adapters(model: Any, adapters: Mapping[str, Path]) -> None:
         if not weights.is_file():
             problem = f"adapters[{name!r}]: {folder} has no adapter_model.safetensors."
             raise ConfigurationError(problem, "Save the adapter with peft: it writes safetensors.")
-        with opened(str(weights), "pt") as file:
-            keys = [key.removeprefix("base_model.model.") for key in file.keys()]  # noqa: SIM118
+        peft = extras.load("peft", extra="adapters")
+        tensors = extras.load("safetensors.torch", extra="models").load_file(weights)
+        tensors = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
         # An adapter of a model without a head names its layers without that model's own name.
-        inside = all(key.startswith(f"{model.base_model_prefix}.") for key in keys)
+        inside = all(key.startswith(f"{model.base_model_prefix}.") for key in tensors)
         holder = model if inside else model.base_model
         try:
-            told = holder.load_adapter(str(folder), adapter_name=name, local_files_only=True)
+            peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(str(folder)), holder, name)
+            told = peft.set_peft_model_state_dict(holder, tensors, adapter_name=name)
         except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
             raise _other_base(name, config, model, error) from error
-        if told.missing_keys or told.unexpected_keys or told.mismatched_keys:
-            strange = sorted(map(str, [*told.missing_keys, *told.unexpected_keys, *told.mismatched_keys]))
-            raise _other_base(name, config, model, f"{len(strange)} weights, as {strange[0]}")
-        holder.disable_adapters()
-    model.eval()
+        lacking = [key for key in told.missing_keys if f".{name}." in key]
+        if lacking or told.unexpected_keys:
+            strange = sorted([*lacking, *told.unexpected_keys])
+            raise _other_base(name, config, model, f"{len(strange)} weights have no counterpart, as {strange[0]}.")
+    if adapters:
+        switch_adapter(model, None)
+        model.requires_grad_(False)
+        model.eval()
+
+
+def switch_adapter(model: Any, name: str | None) -> None:
+    """Switch one of a model's adapters on and the others off; all of them off where None."""
+    tuned = extras.load("peft.tuners.tuners_utils", extra="adapters").BaseTunerLayer
+    for part in model.modules():
+        if isinstance(part, tuned):
+            part.enable_adapters(name is not None)
+            if name is not None:
+                part.set_adapter(name, inference_mode=True)
 
 
 def _other_base(name: str, config: Path, model: Any, why: object) -> ConfigurationError:

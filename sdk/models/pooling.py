@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reperio import extras
 from reperio.errors import ConfigurationError
 from reperio.models.states import TokenStates
 from reperio.protocols import Spec
 
-__all__ = ["Pooling", "PoolingMode", "segment_sums"]
+__all__ = ["Pooling", "PoolingMode", "ragged"]
 
 PoolingMode: TypeAlias = Literal["cls", "mean", "weightedmean", "max", "last", "eos"]
 
@@ -67,23 +68,30 @@ class Pooling:
         if self.mode == "cls":
             return states[batch.offsets[:-1]]
         spans = np.stack([batch.offsets[:-1], batch.offsets[1:]], axis=1) if self.special else batch.spans
-        if self.mode == "max":
-            return extras.load("torch", extra="models").stack([states[a:b].amax(dim=0) for a, b in spans])
-        return segment_sums(states, spans, ramp=self.mode == "weightedmean")
+        if self.mode == "weightedmean":
+            return ragged(states, spans, "sum", ramp=True)
+        return ragged(states, spans, "max" if self.mode == "max" else "mean")
 
 
-def segment_sums(states: Any, spans: Any, *, ramp: bool = False) -> Any:
-    """Mean of each span of tokens, ``(b, d)``; with ``ramp`` the i-th token of a span weighs i.
+def ragged(states: Any, spans: NDArray[np.int64], reduce: str, *, ramp: bool = False) -> Any:
+    """One vector for each span of tokens, ``(b, d)`` float32, for all spans at once.
 
-    One product with a small matrix of weights: every span at once, and no sum that depends on its neighbours.
+    Parameters
+    ----------
+    states
+        ``(t, d)``.
+    spans
+        Where each begins and ends, ``(b, 2)``.
+    reduce
+        ``"mean"``, ``"max"`` or ``"sum"``.
+    ramp
+        Whether the i-th token of a span weighs i, all of them together 1.
     """
     torch = extras.load("torch", extra="models")
-    out = []
-    for start, stop in spans:
-        part = states[start:stop].float()
-        if ramp:
-            weights = torch.arange(1, stop - start + 1, device=part.device, dtype=part.dtype)
-            out.append((weights / weights.sum()) @ part)
-        else:
-            out.append(part.mean(dim=0))
-    return torch.stack(out)
+    lengths = spans[:, 1] - spans[:, 0]
+    at = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # each token's place in its span
+    kept = states[torch.from_numpy(at + np.repeat(spans[:, 0], lengths)).to(states.device)].float()
+    if ramp:
+        weights = (at + 1) / np.repeat(lengths * (lengths + 1) / 2, lengths)
+        kept = kept * torch.from_numpy(weights).to(kept)[:, None]
+    return torch.segment_reduce(kept, reduce, lengths=torch.from_numpy(lengths).to(states.device), axis=0)

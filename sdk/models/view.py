@@ -17,7 +17,7 @@ from reperio import extras
 from reperio.errors import ConfigurationError
 from reperio.models.attention import AttentionMode, apply, summary_mask
 from reperio.models.batching import Rows, run_halving, token_batches
-from reperio.models.loading import find_layers, first_position
+from reperio.models.loading import find_layers, first_position, switch_adapter
 from reperio.models.packing import Segments, pack_batches, register
 from reperio.models.probe import Probe, probe
 from reperio.models.rows import Row
@@ -123,7 +123,8 @@ class ModelView:
         self._torch = extras.load("torch", extra="models")
         self.mode = mode = view.mode
         self.model = sharing_copy(model)
-        _switch(self.model, view.adapter)
+        if view.adapter is not None:
+            switch_adapter(self.model, view.adapter)
         self._base = self.model.base_model
         parent, name, layers = find_layers(self._base)
         self.layers = len(layers)
@@ -320,14 +321,6 @@ class _KeepStates:
         kept = _kept.get()
         if kept is not None and self._number in kept:
             kept[self._number] = out[0] if isinstance(out, tuple) else out
-
-
-def _switch(model: Any, adapter: str | None) -> None:
-    """Use this adapter; those that were loaded are all off."""
-    if adapter is not None:
-        holder = next(part for part in (model, model.base_model) if getattr(part, "_hf_peft_config_loaded", False))
-        holder.enable_adapters()
-        holder.set_adapter(adapter)
 
 
 def _scale(layers: Sequence[Any], temperature: float) -> None:
