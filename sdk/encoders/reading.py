@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -15,16 +15,81 @@ from reperio.encoders.texts import check_texts
 from reperio.errors import ConfigurationError, EmptyText, TruncationError
 from reperio.models.inputs import Role
 from reperio.models.language_model import LanguageModel
-from reperio.models.rows import Row, RowMaker
+from reperio.models.rows import Fill, Row, RowMaker
 from reperio.models.states import Head
 from reperio.models.view import ModelView, View
 from reperio.models.windows import OVERLAP, Tokens
+from reperio.protocols import Spec
 
-__all__ = ["OnTruncation", "Read", "Reading"]
+__all__ = ["Around", "Expansion", "OnTruncation", "Read", "Reading"]
 
 OnTruncation: TypeAlias = Literal["warn", "error", "chunk"]
 
 ROLES: tuple[Role, Role] = ("query", "document")
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Short rows are filled up with one token, whose states serve as the rest do (query expansion of ColBERT).
+
+    Attributes
+    ----------
+    length
+        Tokens that a row has at the least, special tokens counted.
+    seen
+        Whether the other tokens look at it; ColBERT's do not.
+    token
+        Its name; where None the tokenizer's mask, or its end of text where it has no mask.
+    cuts
+        Whether longer texts are cut to that length.
+    """
+
+    length: int = 32
+    seen: bool = False
+    token: str | None = None
+    cuts: bool = True
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigurationError(f"An expansion's length is {self.length}.", "Use 1 or more; 32 is usual.")
+
+    @property
+    def spec(self) -> Spec:
+        """How to build this again."""
+        return {"type": "Expansion", **asdict(self)}
+
+    def fill(self, tokenizer: Any) -> Fill:
+        """The same with the token's id.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no such token, or rows are padded at their beginning, where it would stand before the text.
+        """
+        if tokenizer.padding_side == "left":
+            problem = "The tokenizer pads on the left, and an expansion stands at the end."
+            raise ConfigurationError(problem, "Use no expansion, or set padding_side to 'right' in its configuration.")
+        return Fill(_id(tokenizer, self.token or tokenizer.mask_token or "eos"), self.length, self.seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What stands in the rows of a role besides its texts and their prompt.
+
+    Attributes
+    ----------
+    starts
+        Names of tokens before the prompt; never cut.
+    expansion
+        How short rows are filled up.
+    """
+
+    starts: tuple[str, ...] = ()
+    expansion: Expansion | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What embeddings hang on, for a fingerprint."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +108,8 @@ class Read:
         Which texts were cut, ``(n,)``.
     rows
         What the model read, for each window.
+    tokens
+        All tokens of each text, none cut, with all that stands around it.
     """
 
     parts: list[Any]
@@ -50,6 +117,7 @@ class Read:
     counts: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     rows: list[Row]
+    tokens: list[Tokens]
 
 
 class Reading:
@@ -64,11 +132,13 @@ class Reading:
     prompts
         For each role, what stands before a text, or a template with ``{text}``.
     max_tokens
-        Most tokens of a row; what the model reads where None.
+        Most tokens of a row, or for each role; what the model reads where None.
     on_truncation
         What happens to a longer text: ``"warn"``, ``"error"`` or ``"chunk"``, as in `DenseEncoder`.
     ends
         Tokens that stand at the end of every row and are never cut; ``"eos"`` for the tokenizer's own.
+    around
+        For each role, what else stands in a row.
 
     Raises
     ------
@@ -82,24 +152,29 @@ class Reading:
         *,
         view: View,
         prompts: Mapping[Role, str],
-        max_tokens: int | None = None,
+        max_tokens: int | Mapping[Role, int] | None = None,
         on_truncation: OnTruncation = "warn",
         ends: Sequence[str] = (),
+        around: Mapping[Role, Around] | None = None,
     ) -> None:
         if on_truncation not in get_args(OnTruncation):
             known = ", ".join(get_args(OnTruncation))
             raise ConfigurationError(f"on_truncation is {on_truncation!r}.", f"Use one of {known}.")
-        if max_tokens is not None and max_tokens <= 0:
+        limits = max_tokens if isinstance(max_tokens, Mapping) else dict.fromkeys(ROLES, max_tokens)
+        if any(limit is not None and limit <= 0 for limit in limits.values()):
             raise ConfigurationError(f"max_tokens is {max_tokens}.", "Use 1 or more.")
-        strange = set(prompts) - set(ROLES)
-        if strange:
-            raise ConfigurationError(f"prompts names the role {sorted(strange)[0]!r}.", "Use query and document.")
+        for name, roles in {"prompts": prompts, "max_tokens": limits}.items():
+            strange = set(roles) - set(ROLES)
+            if strange:
+                raise ConfigurationError(f"{name} names the role {sorted(strange)[0]!r}.", "Use query and document.")
         self.model = model
         self.settings = view
         self.prompts = {role: prompts.get(role, "") for role in ROLES}
         self.max_tokens = max_tokens
         self.on_truncation: OnTruncation = on_truncation
+        self._limits = {role: limits.get(role) for role in ROLES}
         self._ends = tuple(ends)
+        self._around = {role: (around or {}).get(role, Around()) for role in ROLES}
         self._makers: dict[Role, RowMaker] | None = None
 
     @property
@@ -110,19 +185,22 @@ class Reading:
     def maker(self, role: Role) -> RowMaker:
         """How texts of a role become rows; loads the model's tokenizer."""
         if self._makers is None:
-            tokenizer, most = self.model.tokenizer, self.model.max_tokens
-            if self.max_tokens is not None and most is not None and self.max_tokens > most:
-                problem = f"max_tokens is {self.max_tokens}, and the model reads {most}."
-                raise ConfigurationError(problem, f"Use {most} or less.")
+            tokenizer, most = self.model.tokenizer, self.model.positions
+            for limit in self._limits.values():
+                if limit is not None and most is not None and limit > most:
+                    problem = f"max_tokens is {limit}, and the model reads {most}."
+                    raise ConfigurationError(problem, f"Use {most} or less.")
             ends = [_id(tokenizer, name) for name in self._ends]
             self._makers = {
                 role: RowMaker(
                     tokenizer,
                     prompt=prompt,
-                    limit=self.max_tokens or most,
+                    limit=self._limits[role] or self.model.max_tokens,
                     ends=ends,
                     summary=[_id(tokenizer, name) for name in self.settings.summary],
                     twice=self.settings.mode.name == "echo",
+                    starts=[_id(tokenizer, name) for name in self._around[role].starts],
+                    fill=None if (expansion := self._around[role].expansion) is None else expansion.fill(tokenizer),
                 )
                 for role, prompt in self.prompts.items()
             }
@@ -131,6 +209,7 @@ class Reading:
     def fields(self) -> dict[str, Any]:
         """What embeddings hang on, for a fingerprint."""
         limits = {role: self.maker(role).frame.limit for role in ROLES}
+        around = {role: some.fields() for role, some in self._around.items() if some != Around()}
         return {
             **self.model.fields(self.settings.adapter),
             "view": self.settings.fields(),
@@ -138,6 +217,7 @@ class Reading:
             "ends": self._ends,
             "max_tokens": limits["document"] if len(set(limits.values())) == 1 else limits,
             "truncation": {"windows overlap": OVERLAP} if self.on_truncation == "chunk" else "cut",
+            **({"around": around} if around else {}),
         }
 
     def read(self, texts: Sequence[str], role: Role, head: Head[Sequence[Any]], *, start: int = 0) -> Read:
@@ -147,6 +227,20 @@ class Reading:
         ------
         EmptyText, InvalidInput, TruncationError
             As `DenseEncoder.encode_document`; positions in messages count from ``start``.
+        """
+        laid = self.lay_out(texts, role, start=start)
+        for batch, results in self.view.run(laid.rows, head, budget=self.model.batch_tokens):
+            for position, result in zip(batch.tolist(), results, strict=True):
+                laid.parts[position] = result
+        return laid
+
+    def lay_out(self, texts: Sequence[str], role: Role, *, start: int = 0) -> Read:
+        """What `read` lets the model read, where a head has to know the rows beforehand; the parts are None.
+
+        Raises
+        ------
+        EmptyText, InvalidInput, TruncationError
+            As `read`.
         """
         checked = check_texts(texts, start=start)
         maker = self.maker(role)
@@ -159,15 +253,12 @@ class Reading:
         chunk = self.on_truncation == "chunk"
         windows = [maker.windows(row) if chunk else [maker.whole(row)] for row in tokens]
         rows = [window for some in windows for window in some]
-        parts: list[Any] = [None] * len(rows)
-        for batch, results in self.view.run(rows, head, budget=self.model.batch_tokens):
-            for position, result in zip(batch.tolist(), results, strict=True):
-                parts[position] = result
         meter.count("texts", len(counts))
         meter.count("tokens", sum(map(len, rows)))
         cut = too_long & (not chunk)
         meter.count("truncated", int(cut.sum()))
-        return Read(parts, np.cumsum([0, *map(len, windows)], dtype=np.int64), counts, cut, rows)
+        starts = np.cumsum([0, *map(len, windows)], dtype=np.int64)
+        return Read([None] * len(rows), starts, counts, cut, rows, tokens)
 
     def _check_words(self, tokens: Sequence[Tokens], texts: Sequence[str], maker: RowMaker, start: int) -> None:
         around = maker.frame.before + maker.frame.after
@@ -185,7 +276,7 @@ class Reading:
             warnings.warn(
                 f"{too_long.sum()} of {len(counts)} texts were cut to {limit} tokens; the longest has {counts.max()}. "
                 "Use on_truncation='chunk' to lose nothing.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

@@ -170,10 +170,14 @@ class LanguageModel:
         return int(self.network.base_model.config.hidden_size)
 
     @property
+    def positions(self) -> int | None:
+        """Most tokens that it can read at once; None where nothing says."""
+        return _positions(self.network.base_model)
+
+    @property
     def max_tokens(self) -> int | None:
-        """Most tokens that it reads at once; None where nothing says."""
-        positions = _positions(self.network.base_model)
-        known = [int(n) for n in (positions, self.tokenizer.model_max_length) if n is not None and 0 < n < 2**31]
+        """Most tokens that it reads at once, unless told otherwise; None where nothing says."""
+        known = [int(n) for n in (self.positions, self.tokenizer.model_max_length) if n is not None and 0 < n < 2**31]
         return min(known) if known else None
 
     def view(self, view: View | str = "own", /) -> ModelView:

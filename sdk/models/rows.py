@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reperio.errors import ConfigurationError, UnsupportedOperation
 from reperio.models.windows import Frame, Tokens
 
-__all__ = ["TEXT", "Row", "RowMaker"]
+__all__ = ["TEXT", "Fill", "Row", "RowMaker"]
 
 TEXT = "{text}"
 """Where the text stands in a prompt that goes on after it; a prompt without it stands before the text."""
@@ -32,14 +33,36 @@ class Row:
     start, stop
         Which of them are the text's own: not special, not the prompt's; of a text that stands twice, the second; the
         summary tokens, where there are any.
+    unseen
+        How many of the last tokens no token looks at, though they look at the others.
     """
 
     ids: Tokens
     start: int
     stop: int
+    unseen: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What rows that are too short are filled with at their end: ColBERT's query expansion.
+
+    Attributes
+    ----------
+    token
+        Its id.
+    length
+        Tokens that a row has at the least.
+    seen
+        Whether the other tokens look at it.
+    """
+
+    token: int
+    length: int
+    seen: bool = False
 
 
 class RowMaker:
@@ -59,6 +82,10 @@ class RowMaker:
         Ids of summary tokens, which stand right after the text and are pooled in its place. Never cut.
     twice
         Whether a text stands twice, one after the other (echo embeddings, Springer et al., 2024).
+    starts
+        Ids that stand before the prompt in every row, after what the tokenizer puts there: ColBERT's markers.
+    fill
+        What rows that are too short are filled with.
 
     Attributes
     ----------
@@ -75,6 +102,8 @@ class RowMaker:
         ends: Sequence[int] = (),
         summary: Sequence[int] = (),
         twice: bool = False,
+        starts: Sequence[int] = (),
+        fill: Fill | None = None,
     ) -> None:
         if prompt.count(TEXT) > 1:
             raise ConfigurationError(f"The prompt {prompt!r} names {TEXT} more than once.", "Name it once.")
@@ -82,7 +111,10 @@ class RowMaker:
         self._before, _, suffix = prompt.partition(TEXT)
         self._twice = twice
         self._ends = list(ends)
-        self._first, last = _special(tokenizer)
+        self._starts = list(starts)
+        self._fill = fill
+        self._special, last = _special(tokenizer)
+        self._first = self._special + len(self._starts)
         self._suffix = self._ids([suffix], special=False)[0] if suffix else []
         self._last = last
         self._summary = list(summary)
@@ -92,6 +124,9 @@ class RowMaker:
         if room is not None and room < (2 if twice else 1):
             problem = f"max_tokens is {limit}: the prompt and {self._first + self._tail} other tokens leave no room."
             raise ConfigurationError(problem, "Raise max_tokens, or shorten the prompt.")
+        if fill is not None and limit is not None and fill.length > limit:
+            problem = f"Rows are filled up to {fill.length} tokens, and max_tokens is {limit}."
+            raise ConfigurationError(problem, "Raise max_tokens, or fill up to less.")
         if limit is not None and room is not None and twice:
             limit -= room - room // 2  # a row is laid out with its text once, and cut so that it fits twice
         self.frame = Frame(self._first, self._tail, limit, from_left=tokenizer.truncation_side == "left")
@@ -102,9 +137,37 @@ class RowMaker:
         around = [*self._summary, *self._suffix]
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             for ids in self._ids([self._before + text for text in texts[start : start + _TEXTS_AT_ONCE]]):
-                middle, last = len(ids) - self._last, ids[len(ids) - self._last :]
-                rows.append(np.array([*ids[:middle], *around, *last, *self._ends], dtype=np.int32))
+                first, middle = ids[: self._special], ids[self._special : len(ids) - self._last]
+                last = ids[len(ids) - self._last :]
+                rows.append(np.array([*first, *self._starts, *middle, *around, *last, *self._ends], dtype=np.int32))
         return rows
+
+    def spans(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The characters ``[start, end)`` of each token of `tokenize`, ``(t, 2)``; empty for one that is no text's.
+
+        Raises
+        ------
+        UnsupportedOperation
+            If the tokenizer is written in Python, which cannot tell.
+        """
+        if not getattr(self._tokenizer, "is_fast", False):
+            what = f"{type(self._tokenizer).__name__} cannot tell which characters a token stands for."
+            raise UnsupportedOperation(what, "Use a model with a tokenizer.json.")
+        told = self._encoded([self._before + text for text in texts], offsets=True)["offset_mapping"]
+        extra, shift = self._tail - self._last, len(self._before)
+        out: list[NDArray[np.int32]] = []
+        for spans in told:
+            middle = len(spans) - self._last
+            whole = np.zeros((len(spans) + len(self._starts) + extra, 2), dtype=np.int32)
+            whole[self._first : middle + len(self._starts)] = spans[self._special : middle]
+            out.append(np.maximum(whole - shift, 0))
+        return out
+
+    def own(self, row: Tokens, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Of values beside the tokens of a row, those of each window's own tokens, ``start`` to ``stop``."""
+        prompt = self.prompt_tokens(row)
+        parts = self.frame.windows(values, prompt)
+        return [part[self.frame.before + prompt : len(part) - self.frame.after] for part in parts]
 
     def prompt_tokens(self, row: Tokens) -> int:
         """How many tokens of a row, after the special ones, are the prompt's (the last may melt into the text)."""
@@ -131,22 +194,32 @@ class RowMaker:
         if self._summary:
             return Row(row, stop, stop + len(self._summary))
         if not self._twice:
-            return Row(row, start, stop)
+            return self._filled(row, start, stop)
         text = row[start:stop]
         return Row(np.concatenate([row[:stop], text, row[stop:]]), stop, stop + len(text))
 
+    def _filled(self, row: Tokens, start: int, stop: int) -> Row:
+        lacking = 0 if self._fill is None else self._fill.length - len(row)
+        if self._fill is None or lacking <= 0:
+            return Row(row, start, stop)
+        filled = np.concatenate([row, np.full(lacking, self._fill.token, dtype=np.int32)])
+        return Row(filled, start, stop, 0 if self._fill.seen else lacking)
+
     def _ids(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        encoded = self._tokenizer(
+        ids: list[list[int]] = self._encoded(texts, special=special)["input_ids"]
+        return ids
+
+    def _encoded(self, texts: Sequence[str], *, special: bool = True, offsets: bool = False) -> Any:
+        return self._tokenizer(
             texts,
             add_special_tokens=special,
             padding=False,
             truncation=False,
             return_attention_mask=False,
             return_token_type_ids=False,
+            return_offsets_mapping=offsets,
             verbose=False,
         )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
 
 
 def _special(tokenizer: Any) -> tuple[int, int]:

@@ -173,14 +173,15 @@ class ModelView:
             Positions of the rows of a batch, and what the head gave. Each row comes once.
         """
         lengths = [len(row) for row in rows]
-        batches = pack_batches(lengths, budget) if self.packs else token_batches(lengths, budget)
+        packs = self.packs and not any(row.unseen for row in rows)
+        batches = pack_batches(lengths, budget) if packs else token_batches(lengths, budget)
         wanted = tuple(getattr(head, "layers", (self.depth,)))
         router = bool(getattr(head, "router", False))
 
         def forward(batch: Rows) -> Any:
             with self._torch.inference_mode():
                 some = [rows[int(i)] for i in batch]
-                states = self.states(some, layers=wanted, router=router, packed=self.packs)
+                states = self.states(some, layers=wanted, router=router, packed=packs)
                 return head(states)
 
         yield from run_halving(batches, forward)
@@ -243,7 +244,8 @@ class ModelView:
         seen = torch.from_numpy(mask).to(device)
         tokens = torch.from_numpy(ids).to(device)
         how: dict[str, Any] = {"output_router_logits": True} if router else {}
-        attention = seen.long()
+        looked_at = lengths - np.array([row.unseen for row in rows], dtype=np.int64)
+        attention = torch.from_numpy(np.arange(width)[None, :] < looked_at[:, None]).to(device).long()
         if self.mode.both_ways > 0:
             how["padding"] = attention
         if self.mode.name == "summary":
