@@ -12,9 +12,17 @@ from reperio.errors import ConfigurationError
 from reperio.models.states import TokenStates
 from reperio.protocols import Spec
 
-__all__ = ["Pooling", "PoolingMode", "ragged"]
+__all__ = ["Pooling", "PoolingMode", "Region", "ragged", "region"]
 
 PoolingMode: TypeAlias = Literal["cls", "mean", "weightedmean", "max", "last", "eos"]
+
+Region: TypeAlias = Literal["text", "onward", "unprompted", "row"]
+"""Which tokens of a row count.
+
+``"text"``: the text's own. ``"onward"``: these and all that follow them, as LLM2Vec and GritLM do. ``"unprompted"``:
+the same after a prompt, the whole row where there is none, as sentence-transformers does with ``include_prompt=False``.
+``"row"``: all, prompt and special tokens too, as most checkpoints of BERT's family do.
+"""
 
 
 class Pooling:
@@ -24,31 +32,32 @@ class Pooling:
     ----------
     mode
         ``"cls"``: the first token of the row. ``"last"``: the last, whatever it is. ``"eos"``: the last, which is
-        made to be the end-of-text token, after any cut. ``"mean"``, ``"max"``: over the text's own tokens, without
-        prompt and special tokens. ``"weightedmean"``: the same, the i-th token weighing i (SGPT, Muennighoff, 2022).
+        made to be the end-of-text token, after any cut. ``"mean"``, ``"max"``: over the tokens of a region.
+        ``"weightedmean"``: the same, the i-th token weighing i (SGPT, Muennighoff, 2022).
     layer
         Which layer's states: 0 the embeddings, -1 the last.
-    special
-        Whether mean, max and weighted mean count special tokens and the prompt too, as most checkpoints of BERT's
-        family do.
+    over
+        The `Region` that mean, max and weighted mean are taken over.
 
     Raises
     ------
     ConfigurationError
-        For an unknown mode.
+        For an unknown mode or region.
     """
 
-    def __init__(self, mode: PoolingMode = "mean", *, layer: int = -1, special: bool = False) -> None:
+    def __init__(self, mode: PoolingMode = "mean", *, layer: int = -1, over: Region = "text") -> None:
         if mode not in get_args(PoolingMode):
             raise ConfigurationError(f"pooling is {mode!r}.", f"Use one of {', '.join(get_args(PoolingMode))}.")
+        if over not in get_args(Region):
+            raise ConfigurationError(f"over is {over!r}.", f"Use one of {', '.join(get_args(Region))}.")
         self.mode: PoolingMode = mode
         self.layer = layer
-        self.special = special
+        self.over: Region = over
 
     @property
     def spec(self) -> Spec:
         """How to build this again."""
-        return {"type": "Pooling", "mode": self.mode, "layer": self.layer, "special": self.special}
+        return {"type": "Pooling", "mode": self.mode, "layer": self.layer, "over": self.over}
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -61,16 +70,31 @@ class Pooling:
         return self.mode == "eos"
 
     def __call__(self, batch: TokenStates, /) -> Any:
-        """``(b, d)``, in the states' precision; sums are taken in float32."""
-        states = batch.states
+        """``(b, d)``; sums are taken in float32."""
+        return self.of(batch.states, batch)
+
+    def of(self, states: Any, batch: TokenStates) -> Any:
+        """The same from one layer's states of a batch, ``(t, d)`` → ``(b, d)``."""
         if self.mode in ("last", "eos"):
             return states[batch.offsets[1:] - 1]
         if self.mode == "cls":
             return states[batch.offsets[:-1]]
-        spans = np.stack([batch.offsets[:-1], batch.offsets[1:]], axis=1) if self.special else batch.spans
+        spans = region(batch, self.over)
         if self.mode == "weightedmean":
             return ragged(states, spans, "sum", ramp=True)
         return ragged(states, spans, "max" if self.mode == "max" else "mean")
+
+
+def region(batch: TokenStates, over: Region) -> NDArray[np.int64]:
+    """Where the tokens that count begin and end in each row, ``(b, 2)``."""
+    if over == "text":
+        return batch.spans
+    starts, stops = batch.spans[:, 0], batch.offsets[1:]
+    if over == "row":
+        starts = batch.offsets[:-1]
+    elif over == "unprompted":
+        starts = np.where(batch.prompts > 0, starts, batch.offsets[:-1])
+    return np.stack([starts, stops], axis=1)
 
 
 def ragged(states: Any, spans: NDArray[np.int64], reduce: str, *, ramp: bool = False) -> Any:

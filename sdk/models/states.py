@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -33,6 +33,8 @@ class TokenStates:
         tokens and prompt; of a text that stands twice, the second.
     router
         For each layer with experts, the router's logits, tensors ``(t, e)``; empty unless asked for.
+    prompts
+        How many tokens the prompt before each text has, ``(b,)``, or ``(1,)`` where all have as many.
     """
 
     ids: Any
@@ -40,6 +42,7 @@ class TokenStates:
     offsets: NDArray[np.int64]
     spans: NDArray[np.int64]
     router: tuple[Any, ...] = ()
+    prompts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

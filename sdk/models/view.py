@@ -211,7 +211,8 @@ class ModelView:
         routed = tuple(gather(logits) for logits in (getattr(out, "router_logits", None) or ()))
         if router and not routed:
             raise ConfigurationError(f"{type(self.model).__name__} has no router.", "Use a mixture-of-experts model.")
-        return TokenStates(ids, picked, offsets, spans, routed)
+        prompts = np.array([row.prompt for row in rows], dtype=np.int64)
+        return TokenStates(ids, picked, offsets, spans, routed, prompts)
 
     def _number(self, layer: int) -> int:
         number = layer if layer >= 0 else self.depth + 1 + layer

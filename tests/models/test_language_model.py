@@ -289,5 +289,5 @@ def test_minilm_gives_the_same_vectors_as_through_sentence_transformers() -> Non
     assert ours.model.view().packs
     from reperio.models.pooling import Pooling
 
-    whole = DecoderEncoder(ours.model, pooling=Pooling("mean", special=True), max_tokens=256)
+    whole = DecoderEncoder(ours.model, pooling=Pooling("mean", over="row"), max_tokens=256)
     np.testing.assert_allclose(whole.encode_document(texts).embeddings, wanted, rtol=0, atol=1e-6)
