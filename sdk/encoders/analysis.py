@@ -162,10 +162,6 @@ class Analyzer:
             return text.translate(_ASCII_WORDS).split()
         return _split(_normal(text, turkish=self._turkish))
 
-    def pairs(self, text: str) -> bool:
-        """Whether ``text`` is of a script without spaces, whose terms are pairs of characters."""
-        return _UNSPACED_RUN.fullmatch(text) is not None
-
     def term(self, word: str) -> str | None:
         """What ``word`` is indexed as; None if it is a stop word or too short."""
         if word in self.stopwords or (len(word) < self.min_length and not _UNSPACED_RUN.match(word)):

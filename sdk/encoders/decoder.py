@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from reperio.encoders.texts import check_batch
 from reperio.errors import ConfigurationError
 from reperio.models.inputs import Role
 from reperio.models.language_model import LanguageModel
+from reperio.models.layouts import Layout, read_layout
 from reperio.models.pooling import Pooling, PoolingMode
 from reperio.models.states import Head, TokenStates
 from reperio.models.view import View
@@ -31,9 +34,11 @@ VERSION = 1
 class DecoderEncoder:
     """Encodes texts with a language model: attention × pooling × prompt.
 
-    LLM2Vec is ``attention="bidirectional", pooling="mean"``; E5-Mistral ``pooling="eos"``; BeLLM
+    What is not given is taken from the checkpoint, whose folder is read as it was published: sentence-transformers,
+    LLM2Vec, NV-Embed, GritLM. Where it says nothing, attention is the model's own, pooling the mean, and vectors have
+    length 1. LLM2Vec is ``attention="bidirectional", pooling="mean"``; E5-Mistral ``pooling="eos"``; BeLLM
     ``attention="last-1", pooling="last"``; echo embeddings ``attention="echo", pooling="mean"``.
-    `reperio.encoders.preset` knows the published ones by name.
+    `reperio.encoders.presets` knows the published ones by name.
 
     Parameters
     ----------
@@ -42,7 +47,8 @@ class DecoderEncoder:
     attention
         Which tokens look at which: a mode's name, or a `View` with adapter, depth and temperature as well.
     pooling
-        A mode's name, a `Pooling`, or a head of your own that gives ``(b, d)``.
+        A mode's name; where the checkpoint names another, its own is used, with a warning. A `Pooling`, or a head of
+        your own that gives ``(b, d)``, is used whatever the checkpoint says.
     prompts
         What stands before a text, by role; or a template with ``{text}``. A str is for queries alone.
     normalize
@@ -69,10 +75,10 @@ class DecoderEncoder:
         self,
         model: LanguageModel | str | Path,
         *,
-        attention: str | View = "own",
-        pooling: PoolingMode | Head[Any] = "mean",
+        attention: str | View | None = None,
+        pooling: PoolingMode | Head[Any] | None = None,
         prompts: str | Mapping[Role, str] | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         dim: int | None = None,
         max_tokens: int | None = None,
         on_truncation: OnTruncation = "warn",
@@ -80,18 +86,17 @@ class DecoderEncoder:
         if dim is not None and dim <= 0:
             raise ConfigurationError(f"dim is {dim}.", "Use 1 or more.")
         self.model = model if isinstance(model, LanguageModel) else LanguageModel(model)
-        self.pooling: Head[Any] = Pooling(pooling) if isinstance(pooling, str) else pooling
+        self.attention = View(attention) if isinstance(attention, str) else attention
+        self.pooling = pooling
+        self.prompts: Mapping[Role, str] | None = {"query": prompts} if isinstance(prompts, str) else prompts
         self.normalize = normalize
+        self.max_tokens = max_tokens
+        self.on_truncation: OnTruncation = on_truncation
         self._dim = dim
-        self._reading = Reading(
-            self.model,
-            view=attention if isinstance(attention, View) else View(attention),
-            prompts={"query": prompts} if isinstance(prompts, str) else prompts or {},
-            max_tokens=max_tokens,
-            on_truncation=on_truncation,
-            ends=("eos",) if getattr(self.pooling, "ends", False) else (),
-        )
-        self._lock = threading.Lock()
+        self._named = Pooling(pooling) if isinstance(pooling, str) else None
+        self._reads(Layout(prompts=self.prompts or {}, max_tokens=max_tokens))  # what is wrong now is refused now
+        self._lock = threading.RLock()
+        self._resolved: tuple[Layout, Head[Any], Reading] | None = None
         self._fingerprint: Fingerprint | None = None
 
     @property
@@ -103,18 +108,23 @@ class DecoderEncoder:
         UnsupportedOperation
             If its model is in memory only.
         """
-        reading = self._reading
+        asked = self.pooling
         return {
             "type": "DecoderEncoder",
             "model": dict(self.model.spec),
-            "attention": dict(reading.settings.spec),
-            "pooling": dict(getattr(self.pooling, "spec")),  # noqa: B009
-            "prompts": reading.prompts,
+            "attention": None if self.attention is None else dict(self.attention.spec),
+            "pooling": asked if asked is None or isinstance(asked, str) else dict(getattr(asked, "spec")),  # noqa: B009
+            "prompts": None if self.prompts is None else dict(self.prompts),
             "normalize": self.normalize,
             "dim": self._dim,
-            "max_tokens": reading.max_tokens,
-            "on_truncation": reading.on_truncation,
+            "max_tokens": self.max_tokens,
+            "on_truncation": self.on_truncation,
         }
+
+    @property
+    def layout(self) -> Layout:
+        """Everything that was settled, by what was given and what the checkpoint says; loads the model."""
+        return self._settled[0]
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -128,9 +138,9 @@ class DecoderEncoder:
                 )
                 [row] = self._vectors(["a"], "query").embeddings
                 fields = {
-                    **self._reading.fields(),
-                    "pooling": _told(self.pooling),
-                    "normalized": self.normalize,
+                    **self._settled[2].fields(),
+                    "pooling": _told(self._settled[1]),
+                    "normalized": self.layout.normalize,
                     "version": VERSION,
                 }
                 self._fingerprint = Fingerprint.make("dense", known, len(row), **fields)
@@ -162,19 +172,69 @@ class DecoderEncoder:
             start += len(some)
 
     def _vectors(self, texts: Sequence[str], role: Role, *, start: int = 0) -> Encoded[Dense]:
-        read = self._reading.read(texts, role, self._head, start=start)
+        layout, pooling, reading = self._settled
+        head: Head[Any] = _Vectors(pooling, dim=layout.dim, normalize=layout.normalize)
+        read = reading.read(texts, role, head, start=start)
         if not read.parts:
             return Encoded(np.empty((0, self.dim), dtype=np.float32), read.counts, read.truncated)
         sums = np.add.reduceat(np.stack(read.parts), read.starts[:-1], axis=0)
         vectors = sums / np.diff(read.starts)[:, None]
-        if self.normalize:
+        if layout.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         out = check_dense(vectors, what="The model's output", rows=len(read.counts))
         return Encoded(out, read.counts, read.truncated)
 
     @property
-    def _head(self) -> Head[Any]:
-        return _Vectors(self.pooling, dim=self._dim, normalize=self.normalize)
+    def _settled(self) -> tuple[Layout, Head[Any], Reading]:
+        with self._lock:
+            if self._resolved is None:
+                view = self.attention
+                adapter = None if view is None or view.adapter is None else self.model.adapters.get(view.adapter)
+                found = read_layout(self.model.folder, adapter=adapter, network=self.model.network)
+                pooling = self._chosen(found)
+                layout = replace(
+                    found,
+                    attention=found.attention if view is None or view.attention == "own" else view.attention,
+                    pooling=pooling,
+                    prompts=found.prompts if self.prompts is None else self.prompts,
+                    normalize=found.normalize if self.normalize is None else self.normalize,
+                    dim=self._dim or found.dim,
+                    max_tokens=self.max_tokens or _least(found.max_tokens, self.model.max_tokens),
+                )
+                self._resolved = layout, pooling, self._reads(layout)
+            return self._resolved
+
+    def _chosen(self, found: Layout) -> Head[Any]:
+        """The pooling: a head that was given, else the checkpoint's, else the one that was named, else the mean."""
+        own, named = found.pooling, self._named
+        if named is None:
+            given = self.pooling if self.pooling is None or not isinstance(self.pooling, str) else None
+            head = given or own or Pooling()
+            move = getattr(head, "to", None)
+            if move is not None:
+                move(self.model.network.device)
+            return head
+        if own is None:
+            return named
+        mode = getattr(own, "mode", type(own).__name__)
+        if mode != named.mode:
+            warnings.warn(
+                f"pooling={named.mode!r} was asked for, and {self.model.folder} says {mode!r} ({found.source}), which "
+                f"is used. Give Pooling({named.mode!r}) to have yours.",
+                stacklevel=6,
+            )
+        return own
+
+    def _reads(self, layout: Layout) -> Reading:
+        view = self.attention or View()
+        return Reading(
+            self.model,
+            view=view if view.attention != "own" else replace(view, attention=layout.attention),
+            prompts=layout.prompts,
+            max_tokens=layout.max_tokens,
+            on_truncation=self.on_truncation,
+            ends=("eos",) if getattr(layout.pooling, "ends", False) else (),
+        )
 
 
 class _Vectors:
@@ -202,3 +262,8 @@ def _told(pooling: Head[Any]) -> Any:
     """A pooling for a fingerprint: by the content of its weights where it has some."""
     fields = getattr(pooling, "fields", None)
     return fields() if callable(fields) else dict(getattr(pooling, "spec"))  # noqa: B009
+
+
+def _least(*limits: int | None) -> int | None:
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None

@@ -19,7 +19,7 @@ from reperio.encoders.analysis import stop_words
 from reperio.errors import InvalidInput, ShapeError
 from reperio.protocols import Spec
 
-__all__ = ["Reduced", "WholeWords", "whole_words", "word_extent"]
+__all__ = ["Reduced", "WholeWords", "whole_words"]
 
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
 """How the names of characters begin that are written without spaces between words; Hangul's words carry particles."""
@@ -175,22 +175,18 @@ def whole_words(text: str, spans: Sequence[tuple[int, int]]) -> list[str | None]
     return [_word(text, start, end) for start, end in spans]
 
 
-def word_extent(text: str, start: int, end: int) -> tuple[int, int]:
-    """The characters ``[start, end)`` of the whole word around a token; empty where the token has none of its own."""
+def _word(text: str, start: int, end: int) -> str | None:
     while start < end and text[start].isspace():  # some tokenizers count the space before a word to it
         start += 1
-    if start < end and _kind(text[start]) == "spaced":
+    if start >= end:
+        return None
+    if _kind(text[start]) == "spaced":
         end = start
         while start > 0 and _kind(text[start - 1]) == "spaced":
             start -= 1
         while end < len(text) and _kind(text[end]) == "spaced":
             end += 1
-    return start, end
-
-
-def _word(text: str, start: int, end: int) -> str | None:
-    start, end = word_extent(text, start, end)
-    return _normal(text[start:end]) if start < end else None
+    return _normal(text[start:end])
 
 
 @lru_cache(maxsize=1 << 16)

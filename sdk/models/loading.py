@@ -12,9 +12,19 @@ from typing import Any
 
 from reperio import extras
 from reperio.errors import ConfigurationError, NotFound
+from reperio.models.architectures import stand_in
 from reperio.models.checkpoint import weight_files
 
-__all__ = ["DTYPES", "QUANTIZED", "check_commit", "find_layers", "load_adapters", "load_model", "load_tokenizer"]
+__all__ = [
+    "DTYPES",
+    "QUANTIZED",
+    "check_commit",
+    "find_layers",
+    "load_adapters",
+    "load_model",
+    "load_tokenizer",
+    "merge_adapter",
+]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "int8", "int4")
 """Precisions that weights may be loaded in; ``auto`` is that of the checkpoint."""
@@ -100,7 +110,12 @@ def load_model(
     broken = extras.load("safetensors", extra="models").SafetensorError
     how: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": code}
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=code)
+        known = None if code else stand_in(folder)
+        if known is None:
+            config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=code)
+        else:
+            config = known.config
+            how |= {"config": config, "key_mapping": known.names}
         maker = getattr(transformers, _class_for(config))
         if dtype in QUANTIZED:
             how |= {"quantization_config": _quantization(dtype), "device_map": device or "auto"}
@@ -231,6 +246,24 @@ def load_adapters(model: Any, adapters: Mapping[str, Path]) -> None:
         switch_adapter(model, None)
         model.requires_grad_(False)
         model.eval()
+
+
+def merge_adapter(model: Any, folder: Path) -> None:
+    """Add an adapter to the weights for good, as LLM2Vec does with that of its first stage.
+
+    Raises
+    ------
+    ConfigurationError
+        If it was made for another model, or is pickled.
+    """
+    name = "merged"
+    load_adapters(model, {name: folder})
+    tuned = extras.load("peft.tuners.tuners_utils", extra="adapters").BaseTunerLayer
+    for parent in list(model.modules()):
+        for place, child in list(parent.named_children()):
+            if isinstance(child, tuned):
+                child.merge(adapter_names=[name])
+                setattr(parent, place, child.get_base_layer())
 
 
 def switch_adapter(model: Any, name: str | None) -> None:

@@ -63,16 +63,20 @@ class Segments:
         How many rows of which length follow each other, in order.
     ahead
         For each layer, whether its tokens look at those after them.
+    edge
+        Whether a layer with a sliding window that looks both ways sees the token at its very edge: transformers'
+        common mask does, those of architectures that look both ways by themselves (ModernBERT, Gemma 3) do not.
     """
 
     runs: tuple[tuple[int, int], ...]
     ahead: tuple[bool, ...]
+    edge: bool = True
 
     @classmethod
-    def of(cls, lengths: Sequence[int] | NDArray[np.int64], ahead: Sequence[bool]) -> Segments:
+    def of(cls, lengths: Sequence[int] | NDArray[np.int64], ahead: Sequence[bool], *, edge: bool = True) -> Segments:
         """From the length of each row."""
         runs = tuple((sum(1 for _ in rows), length) for length, rows in groupby(int(length) for length in lengths))
-        return cls(runs, tuple(ahead))
+        return cls(runs, tuple(ahead), edge)
 
 
 @cache
@@ -98,21 +102,21 @@ def _attend(
     for rows, length in segments.runs:
         part = slice(at, at + rows * length)
         q, k, v = (x[0, :, part].unflatten(1, (rows, length)).transpose(0, 1) for x in (query, key, value))
-        mask = _window(length, how.get("sliding_window"), ahead, query.device)
+        mask = _window(length, how.get("sliding_window"), ahead, query.device, edge=segments.edge)
         done = _scores(q, k, v, mask, ahead=ahead, scaling=how.get("scaling"), softcap=how.get("softcap"))
         out[part] = done.transpose(1, 2).flatten(0, 1)
         at = part.stop
     return out[None], None
 
 
-def _window(length: int, window: int | None, ahead: bool, device: Any) -> Any:
+def _window(length: int, window: int | None, ahead: bool, device: Any, *, edge: bool) -> Any:
     """Who sees whom in a layer with a sliding window; None where the window holds the whole row."""
     if window is None or length <= window:
         return None
     torch = extras.load("torch", extra="models")
     at = torch.arange(length, device=device)
     back = at[:, None] - at[None, :]  # how far before the one who looks
-    return (back.abs() <= window) if ahead else (back >= 0) & (back < window)
+    return (back.abs() < window + edge) if ahead else (back >= 0) & (back < window)
 
 
 def _scores(q: Any, k: Any, v: Any, mask: Any, *, ahead: bool, scaling: float | None, softcap: float | None) -> Any:

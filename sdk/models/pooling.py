@@ -93,7 +93,7 @@ def region(batch: TokenStates, over: Region) -> NDArray[np.int64]:
     if over == "row":
         starts = batch.offsets[:-1]
     elif over == "unprompted":
-        starts = np.where(batch.prompts > 0, starts, batch.offsets[:-1])
+        starts = batch.offsets[:-1] + batch.leads
     return np.stack([starts, stops], axis=1)
 
 

@@ -19,6 +19,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 6e-2, "float64": 1e-
 """How far states may differ between one way to batch rows and another, relative to the largest; by precision."""
 
 _LENGTH = 9
+_NEAR = 256
 
 Run = Callable[[Sequence[Row]], TokenStates]
 
@@ -76,7 +77,9 @@ def probe(
     """
     tolerance = TOLERANCES.get(dtype, 6e-2)
     length = _LENGTH if window is None else max(3, min(_LENGTH, window))
-    ids = np.random.default_rng(0).choice(np.array(vocabulary), size=2 * length + 1).astype(np.int32)
+    # Where a window is short, the longer row shows what becomes of a token at its edge.
+    most = 2 * (length if window is None or window > _NEAR else window) + 1
+    ids = np.random.default_rng(0).choice(np.array(vocabulary), size=most + 2).astype(np.int32)
     row, longer = _row(ids[:length]), _row(ids)
     other = ids[:length].copy()
     other[-1] = next(token for token in vocabulary if token not in (other[-1], other[0]))
@@ -93,7 +96,10 @@ def probe(
         return found
     try:
         pack = packed([longer, row])
-        packing = max(_far(a, b[len(longer) :]) for a, b in zip(alone.layers, pack.layers, strict=True))
+        apart = ((x[length:], x[:length]) for x in beside.layers)
+        wanted = [part for parts in apart for part in parts]
+        found_in = [part for x in pack.layers for part in (x[: len(longer)], x[len(longer) :])]
+        packing = max(_far(a, b) for a, b in zip(wanted, found_in, strict=True))
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
         return Probe(moved[-1], padding, None, f"{type(error).__name__}: {error}")
     if not packing <= tolerance:

@@ -35,15 +35,15 @@ class Row:
         summary tokens, where there are any.
     unseen
         How many of the last tokens no token looks at, though they look at the others.
-    prompt
-        How many tokens the prompt before the text has.
+    lead
+        How many tokens the prompt has on its own, with the special ones before it; 0 without prompt.
     """
 
     ids: Tokens
     start: int
     stop: int
     unseen: int = 0
-    prompt: int = 0
+    lead: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -194,19 +194,17 @@ class RowMaker:
 
     def _finished(self, row: Tokens, prompt: int) -> Row:
         start, stop = self.frame.before + prompt, len(row) - self.frame.after
+        lead = min(self.frame.before + len(self._prompt), len(row) - 1) if len(self._prompt) else 0
         if self._summary:
-            return Row(row, stop, stop + len(self._summary), prompt=prompt)
-        if not self._twice:
-            return self._filled(row, start, stop, prompt)
-        text = row[start:stop]
-        return Row(np.concatenate([row[:stop], text, row[stop:]]), stop, stop + len(text), prompt=prompt)
-
-    def _filled(self, row: Tokens, start: int, stop: int, prompt: int) -> Row:
+            return Row(row, stop, stop + len(self._summary), lead=lead)
+        if self._twice:
+            text = row[start:stop]
+            return Row(np.concatenate([row[:stop], text, row[stop:]]), stop, stop + len(text), lead=lead)
         lacking = 0 if self._fill is None else self._fill.length - len(row)
         if self._fill is None or lacking <= 0:
-            return Row(row, start, stop, prompt=prompt)
+            return Row(row, start, stop, lead=lead)
         filled = np.concatenate([row, np.full(lacking, self._fill.token, dtype=np.int32)])
-        return Row(filled, start, stop, 0 if self._fill.seen else lacking, prompt)
+        return Row(filled, start, stop, 0 if self._fill.seen else lacking, lead)
 
     def _ids(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         ids: list[list[int]] = self._encoded(texts, special=special)["input_ids"]

@@ -33,8 +33,9 @@ class TokenStates:
         tokens and prompt; of a text that stands twice, the second.
     router
         For each layer with experts, the router's logits, tensors ``(t, e)``; empty unless asked for.
-    prompts
-        How many tokens the prompt before each text has, ``(b,)``, or ``(1,)`` where all have as many.
+    leads
+        How many tokens the prompt of each row has on its own, with the special ones before it; 0 without prompt;
+        ``(b,)``, or ``(1,)`` where all have as many.
     """
 
     ids: Any
@@ -42,7 +43,7 @@ class TokenStates:
     offsets: NDArray[np.int64]
     spans: NDArray[np.int64]
     router: tuple[Any, ...] = ()
-    prompts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    leads: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -211,8 +211,8 @@ class ModelView:
         routed = tuple(gather(logits) for logits in (getattr(out, "router_logits", None) or ()))
         if router and not routed:
             raise ConfigurationError(f"{type(self.model).__name__} has no router.", "Use a mixture-of-experts model.")
-        prompts = np.array([row.prompt for row in rows], dtype=np.int64)
-        return TokenStates(ids, picked, offsets, spans, routed, prompts)
+        leads = np.array([row.lead for row in rows], dtype=np.int64)
+        return TokenStates(ids, picked, offsets, spans, routed, leads)
 
     def _number(self, layer: int) -> int:
         number = layer if layer >= 0 else self.depth + 1 + layer
@@ -231,7 +231,7 @@ class ModelView:
             input_ids=ids[None],
             position_ids=torch.from_numpy(positions).to(device)[None],
             use_cache=False,
-            segments=Segments.of(lengths, ahead),
+            segments=Segments.of(lengths, ahead, edge=self.mode.name != "own"),
             **how,
         )
         return ids, out.last_hidden_state, out, lambda states: states.reshape(len(ids), -1)
