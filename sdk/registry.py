@@ -30,6 +30,7 @@ BUILT_IN: dict[str, str] = {
     "DecoderEncoder": "reperio.encoders.decoder:DecoderEncoder",
     "DenseEncoder": "reperio.encoders.dense:DenseEncoder",
     "EmbeddingReranker": "reperio.rerankers.embedding:EmbeddingReranker",
+    "ExpertRouting": "reperio.models.pooling_experts:ExpertRouting",
     "FaissIndex": "reperio.indexes.faiss:FaissIndex",
     "FlatIndex": "reperio.indexes.flat:FlatIndex",
     "Fuse": "reperio.fusion:Fuse",

@@ -26,7 +26,8 @@ class TrainablePooling(torch.nn.Module):  # type: ignore[misc]
     """A head with parameters.
 
     It reads `TokenStates`, as any head; and the features of a sentence-transformers model, as any module of that
-    library, so that its trainer trains it and its ``save`` and ``SentenceTransformer(folder)`` keep and open it.
+    library, whose trainer trains it and whose ``save`` keeps it. That library must be told to trust this one:
+    ``SentenceTransformer(folder, trust_remote_code=True)`` opens it.
 
     Parameters
     ----------
