@@ -29,7 +29,11 @@ Spec: TypeAlias = Mapping[str, Any]
 
 @runtime_checkable
 class Encoder(Protocol[E_co]):
-    """Texts → embeddings of kind ``E``; a text's embedding never depends on its neighbours."""
+    """Texts → embeddings of kind ``E``; a text's embedding never depends on its neighbours.
+
+    One whose documents are another's, and only its queries its own, may say ``compares_with``, the other's
+    fingerprint: a collection of the other's opens with it.
+    """
 
     @property
     def fingerprint(self) -> Fingerprint:

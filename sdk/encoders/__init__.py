@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from reperio.encoders.adapters import ProjectedEncoder as ProjectedEncoder
+    from reperio.encoders.adapters import Projection as Projection
     from reperio.encoders.asynchronous import aencode_document as aencode_document
     from reperio.encoders.asynchronous import aencode_query as aencode_query
     from reperio.encoders.bm25 import BM25Encoder as BM25Encoder
+    from reperio.encoders.bridged import BridgedEncoder as BridgedEncoder
+    from reperio.encoders.bridged import RecallLoss as RecallLoss
+    from reperio.encoders.bridged import expected_loss as expected_loss
     from reperio.encoders.cached import CachedEncoder as CachedEncoder
     from reperio.encoders.decoder import DecoderEncoder as DecoderEncoder
     from reperio.encoders.dense import DenseEncoder as DenseEncoder
@@ -16,11 +21,13 @@ if TYPE_CHECKING:
     from reperio.encoders.hashing import HashWeights as HashWeights
     from reperio.encoders.hashing import HashWords as HashWords
     from reperio.encoders.parallel import ParallelEncoder as ParallelEncoder
+    from reperio.encoders.relative import RelativeEncoder as RelativeEncoder
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.wholewords import WholeWords as WholeWords
 
 _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
+    "BridgedEncoder": "reperio.encoders.bridged",
     "CachedEncoder": "reperio.encoders.cached",
     "DecoderEncoder": "reperio.encoders.decoder",
     "DenseEncoder": "reperio.encoders.dense",
@@ -29,14 +36,20 @@ _EXPORTS = {
     "HashWeights": "reperio.encoders.hashing",
     "HashWords": "reperio.encoders.hashing",
     "ParallelEncoder": "reperio.encoders.parallel",
+    "ProjectedEncoder": "reperio.encoders.adapters",
+    "Projection": "reperio.encoders.adapters",
+    "RecallLoss": "reperio.encoders.bridged",
+    "RelativeEncoder": "reperio.encoders.relative",
     "SparseSum": "reperio.encoders.summed",
     "WholeWords": "reperio.encoders.wholewords",
     "aencode_document": "reperio.encoders.asynchronous",
     "aencode_query": "reperio.encoders.asynchronous",
+    "expected_loss": "reperio.encoders.bridged",
 }
 
 __all__ = [
     "BM25Encoder",
+    "BridgedEncoder",
     "CachedEncoder",
     "DecoderEncoder",
     "DenseEncoder",
@@ -45,10 +58,15 @@ __all__ = [
     "HashWeights",
     "HashWords",
     "ParallelEncoder",
+    "ProjectedEncoder",
+    "Projection",
+    "RecallLoss",
+    "RelativeEncoder",
     "SparseSum",
     "WholeWords",
     "aencode_document",
     "aencode_query",
+    "expected_loss",
 ]
 
 
