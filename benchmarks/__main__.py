@@ -18,7 +18,18 @@ from benchmarks.measuring import versions
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).parent
 NAMES = [
-    *("imports", "encode", "bm25", "lexical", "learned_sparse", "faiss_overhead", "autotune", "filtered", "opening"),
+    *(
+        "imports",
+        "encode",
+        "packing",
+        "bm25",
+        "lexical",
+        "learned_sparse",
+        "faiss_overhead",
+        "autotune",
+        "filtered",
+        "opening",
+    ),
     *("engines", "growth", "multivector", "out_of_distribution", "served", "search_overhead", "ingest", "quality"),
     *("migrate", "kill", "faults", "distributed"),
 ]

@@ -1,7 +1,8 @@
-"""Rankings in, better rankings out: always a permutation."""
+"""Rankings in, better rankings out: a permutation, or one hit for each of the documents whose chunks they are."""
 
 from __future__ import annotations
 
+from reperio.rerankers.chunks import ChunkGrouper
 from reperio.rerankers.embedding import EmbeddingReranker
 
-__all__ = ["EmbeddingReranker"]
+__all__ = ["ChunkGrouper", "EmbeddingReranker"]

@@ -26,6 +26,8 @@ BUILT_IN: dict[str, str] = {
     "BridgedEncoder": "reperio.encoders.bridged:BridgedEncoder",
     "CachedEncoder": "reperio.encoders.cached:CachedEncoder",
     "Centre": "reperio.indexes.transforms:Centre",
+    "ChunkEncoder": "reperio.encoders.chunked:ChunkEncoder",
+    "ChunkGrouper": "reperio.rerankers.chunks:ChunkGrouper",
     "CollectionRetriever": "reperio.collection:CollectionRetriever",
     "Convex": "reperio.fusion:Convex",
     "DecoderEncoder": "reperio.encoders.decoder:DecoderEncoder",

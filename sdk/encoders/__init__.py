@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reperio.encoders.bridged import RecallLoss as RecallLoss
     from reperio.encoders.bridged import expected_loss as expected_loss
     from reperio.encoders.cached import CachedEncoder as CachedEncoder
+    from reperio.encoders.chunked import ChunkEncoder as ChunkEncoder
     from reperio.encoders.decoder import DecoderEncoder as DecoderEncoder
     from reperio.encoders.dense import DenseEncoder as DenseEncoder
     from reperio.encoders.given import GivenVectors as GivenVectors
@@ -29,6 +30,7 @@ _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
     "BridgedEncoder": "reperio.encoders.bridged",
     "CachedEncoder": "reperio.encoders.cached",
+    "ChunkEncoder": "reperio.encoders.chunked",
     "DecoderEncoder": "reperio.encoders.decoder",
     "DenseEncoder": "reperio.encoders.dense",
     "GivenVectors": "reperio.encoders.given",
@@ -51,6 +53,7 @@ __all__ = [
     "BM25Encoder",
     "BridgedEncoder",
     "CachedEncoder",
+    "ChunkEncoder",
     "DecoderEncoder",
     "DenseEncoder",
     "GivenVectors",

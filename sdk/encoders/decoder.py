@@ -131,11 +131,6 @@ class DecoderEncoder:
         """What must be equal for two vectors to compare; loads the model."""
         with self._lock:
             if self._fingerprint is None:
-                known = (
-                    str(self.model.model)
-                    if self.model.revision is None
-                    else f"{self.model.model}@{self.model.revision}"
-                )
                 [row] = self._vectors(["a"], "query").embeddings
                 fields = {
                     **self._settled[2].fields(),
@@ -143,7 +138,7 @@ class DecoderEncoder:
                     "normalized": self.layout.normalize,
                     "version": VERSION,
                 }
-                self._fingerprint = Fingerprint.make("dense", known, len(row), **fields)
+                self._fingerprint = Fingerprint.make("dense", self.model.name, len(row), **fields)
             return self._fingerprint
 
     @property

@@ -147,6 +147,11 @@ class LanguageModel:
         }
 
     @property
+    def name(self) -> str:
+        """What a person calls it: folder or name, and revision where one was given."""
+        return str(self.model) if self.revision is None else f"{self.model}@{self.revision}"
+
+    @property
     def folder(self) -> Path | None:
         """Where it was loaded from; None for one that was made in memory."""
         self._load()

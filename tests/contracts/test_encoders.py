@@ -8,6 +8,7 @@ import pytest
 
 from reperio.encoders import (
     BM25Encoder,
+    ChunkEncoder,
     DecoderEncoder,
     DenseEncoder,
     GivenVectors,
@@ -41,6 +42,11 @@ def decoding(plain_llama: Path) -> DecoderEncoder:
 @pytest.fixture(scope="module")
 def echoing(plain_llama: Path) -> DecoderEncoder:
     return DecoderEncoder(plain_llama, attention="echo", max_tokens=64, on_truncation="chunk")
+
+
+@pytest.fixture(scope="module")
+def chunking(plain_llama: Path) -> ChunkEncoder:
+    return ChunkEncoder(plain_llama, chunk_tokens=40, stride=30, max_tokens=96)
 
 
 class TestHashEncoder(EncoderContract):
@@ -125,3 +131,11 @@ class TestDecoderEncoderInWindows(EncoderContract):
     @pytest.fixture
     def encoder(self, echoing: DecoderEncoder) -> DecoderEncoder:
         return echoing
+
+
+class TestChunkEncoder(EncoderContract):
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def encoder(self, chunking: ChunkEncoder) -> ChunkEncoder:
+        return chunking
