@@ -21,6 +21,7 @@
     │   ├── CorruptArtifact               bytes on disk that are not the ones written
     │   ├── NewerFormat                   written by a newer release
     │   └── ServerUnavailable             a server that is not there, went away, or took too long
+    ├── InvalidResponse                   a server's answer that is not what it was asked for
     ├── UnsupportedOperation              declared by a backend, never a surprise
     ├── ConnectorError                    a source failed; never shows a secret
     └── MissingDependency (ImportError)   an extra to install
@@ -41,6 +42,7 @@ __all__ = [
     "FilterError",
     "FingerprintMismatch",
     "InvalidInput",
+    "InvalidResponse",
     "MissingDependency",
     "NewerFormat",
     "NotFound",
@@ -147,6 +149,10 @@ class NewerFormat(StorageError):
 
 class ServerUnavailable(StorageError):
     """A server cannot be reached, went away, or did not answer in time; what it acknowledged before is intact."""
+
+
+class InvalidResponse(ReperioError):
+    """A server answered, but not with what it was asked for: no part of the answer is used."""
 
 
 class UnsupportedOperation(ReperioError):

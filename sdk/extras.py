@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "faiss": ("faiss",),
     "faiss-gpu": ("faiss",),
     "languages": ("stop_words",),
+    "remote": ("httpx", "tokenizers"),
     "sql": ("sqlalchemy",),
     "postgres": ("sqlalchemy", "psycopg"),
     "parquet": ("pyarrow",),

@@ -64,6 +64,8 @@ BUILT_IN: dict[str, str] = {
     "PostgresTextIndex": "reperio.indexes.pgtext:PostgresTextIndex",
     "ReciprocalRank": "reperio.fusion:ReciprocalRank",
     "RelativeEncoder": "reperio.encoders.relative:RelativeEncoder",
+    "RemoteEncoder": "reperio.encoders.remote:RemoteEncoder",
+    "RemoteSparseEncoder": "reperio.encoders.remote:RemoteSparseEncoder",
     "VerbatimEncoder": "reperio.encoders.verbatim:VerbatimEncoder",
     "SeismicIndex": "reperio.indexes.seismic:SeismicIndex",
     "SparseSum": "reperio.encoders.summed:SparseSum",

@@ -11,7 +11,18 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from reperio.derived import DerivedIndex
-from reperio.embeddings import Dense, Ids, IdSet, Kind, check_dense, check_multi_vector, example, from_bytes, to_bytes
+from reperio.embeddings import (
+    Dense,
+    Ids,
+    IdSet,
+    Kind,
+    Sparse,
+    check_dense,
+    check_multi_vector,
+    example,
+    from_bytes,
+    to_bytes,
+)
 from reperio.errors import ConfigurationError, CorruptArtifact, FingerprintMismatch, UnsupportedOperation
 from reperio.hosted import HostedIndex
 from reperio.indexes.flat import FlatIndex
@@ -262,9 +273,16 @@ class LiveSignal:
                 )
 
     def _close(self, a: bytes, b: bytes) -> bool:
-        if self.kind == "sparse" or len(a) != len(b):
+        if self.kind == "sparse":  # counts differ by whole numbers, weights by rounding
+            rows = [cast("Sparse", from_bytes([blob], "sparse", dim=self.fingerprint.dim)).row(0) for blob in (a, b)]
+            columns = np.union1d(rows[0][0], rows[1][0])
+            x, y = np.zeros((2, len(columns)), dtype=np.float32)
+            x[np.searchsorted(columns, rows[0][0])] = rows[0][1]
+            y[np.searchsorted(columns, rows[1][0])] = rows[1][1]
+        elif len(a) != len(b):
             return False
-        x, y = np.frombuffer(a, dtype="<f4"), np.frombuffer(b, dtype="<f4")
+        else:
+            x, y = np.frombuffer(a, dtype="<f4"), np.frombuffer(b, dtype="<f4")
         return bool(np.abs(x - y).max() <= CANARY_TOLERANCE * np.abs(x).max())
 
     @property

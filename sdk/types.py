@@ -293,7 +293,7 @@ class Encoded(Generic[E_co]):
     embeddings
         One row for each text.
     token_counts
-        Tokens of each text before any cut, ``(n,)``, int64.
+        Tokens of each text before any cut, ``(n,)``, int64; -1 where a server encoded it that does not tell.
     truncated
         Which texts were cut, ``(n,)``, bool.
     """

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from reperio.encoders.hashing import HashWords as HashWords
     from reperio.encoders.parallel import ParallelEncoder as ParallelEncoder
     from reperio.encoders.relative import RelativeEncoder as RelativeEncoder
+    from reperio.encoders.remote import RemoteEncoder as RemoteEncoder
+    from reperio.encoders.remote import RemoteSparseEncoder as RemoteSparseEncoder
+    from reperio.encoders.remote_limits import Limits as Limits
+    from reperio.encoders.remote_reading import Reading as Reading
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.wholewords import WholeWords as WholeWords
 
@@ -42,6 +46,10 @@ _EXPORTS = {
     "Projection": "reperio.encoders.adapters",
     "RecallLoss": "reperio.encoders.bridged",
     "RelativeEncoder": "reperio.encoders.relative",
+    "Limits": "reperio.encoders.remote_limits",
+    "Reading": "reperio.encoders.remote_reading",
+    "RemoteEncoder": "reperio.encoders.remote",
+    "RemoteSparseEncoder": "reperio.encoders.remote",
     "SparseSum": "reperio.encoders.summed",
     "WholeWords": "reperio.encoders.wholewords",
     "aencode_document": "reperio.encoders.asynchronous",
@@ -60,11 +68,15 @@ __all__ = [
     "HashEncoder",
     "HashWeights",
     "HashWords",
+    "Limits",
     "ParallelEncoder",
     "ProjectedEncoder",
     "Projection",
+    "Reading",
     "RecallLoss",
     "RelativeEncoder",
+    "RemoteEncoder",
+    "RemoteSparseEncoder",
     "SparseSum",
     "WholeWords",
     "aencode_document",
