@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from reperio.encoders.bridged import expected_loss as expected_loss
     from reperio.encoders.cached import CachedEncoder as CachedEncoder
     from reperio.encoders.chunked import ChunkEncoder as ChunkEncoder
+    from reperio.encoders.closed_form import ClosedFormEncoder as ClosedFormEncoder
+    from reperio.encoders.closed_form_states import StemStates as StemStates
     from reperio.encoders.decoder import DecoderEncoder as DecoderEncoder
     from reperio.encoders.dense import DenseEncoder as DenseEncoder
     from reperio.encoders.given import GivenVectors as GivenVectors
@@ -35,6 +37,7 @@ _EXPORTS = {
     "BridgedEncoder": "reperio.encoders.bridged",
     "CachedEncoder": "reperio.encoders.cached",
     "ChunkEncoder": "reperio.encoders.chunked",
+    "ClosedFormEncoder": "reperio.encoders.closed_form",
     "DecoderEncoder": "reperio.encoders.decoder",
     "DenseEncoder": "reperio.encoders.dense",
     "GivenVectors": "reperio.encoders.given",
@@ -51,6 +54,7 @@ _EXPORTS = {
     "RemoteEncoder": "reperio.encoders.remote",
     "RemoteSparseEncoder": "reperio.encoders.remote",
     "SparseSum": "reperio.encoders.summed",
+    "StemStates": "reperio.encoders.closed_form_states",
     "WholeWords": "reperio.encoders.wholewords",
     "aencode_document": "reperio.encoders.asynchronous",
     "aencode_query": "reperio.encoders.asynchronous",
@@ -62,6 +66,7 @@ __all__ = [
     "BridgedEncoder",
     "CachedEncoder",
     "ChunkEncoder",
+    "ClosedFormEncoder",
     "DecoderEncoder",
     "DenseEncoder",
     "GivenVectors",
@@ -78,6 +83,7 @@ __all__ = [
     "RemoteEncoder",
     "RemoteSparseEncoder",
     "SparseSum",
+    "StemStates",
     "WholeWords",
     "aencode_document",
     "aencode_query",

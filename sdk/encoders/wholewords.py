@@ -19,7 +19,7 @@ from reperio.encoders.analysis import stop_words
 from reperio.errors import InvalidInput, ShapeError
 from reperio.protocols import Spec
 
-__all__ = ["Reduced", "WholeWords", "whole_words"]
+__all__ = ["Reduced", "WholeWords", "kind_of", "whole_words"]
 
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
 """How the names of characters begin that are written without spaces between words; Hangul's words carry particles."""
@@ -180,17 +180,17 @@ def _word(text: str, start: int, end: int) -> str | None:
         start += 1
     if start >= end:
         return None
-    if _kind(text[start]) == "spaced":
+    if kind_of(text[start]) == "spaced":
         end = start
-        while start > 0 and _kind(text[start - 1]) == "spaced":
+        while start > 0 and kind_of(text[start - 1]) == "spaced":
             start -= 1
-        while end < len(text) and _kind(text[end]) == "spaced":
+        while end < len(text) and kind_of(text[end]) == "spaced":
             end += 1
     return _normal(text[start:end])
 
 
 @lru_cache(maxsize=1 << 16)
-def _kind(character: str) -> Literal["spaced", "unspaced", "sign"]:
+def kind_of(character: str) -> Literal["spaced", "unspaced", "sign"]:
     """Whether words with this character have spaces around them, or it is in no word."""
     if not (character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"):
         return "sign"

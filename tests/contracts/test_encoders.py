@@ -9,16 +9,18 @@ import pytest
 from reperio.encoders import (
     BM25Encoder,
     ChunkEncoder,
+    ClosedFormEncoder,
     DecoderEncoder,
     DenseEncoder,
     GivenVectors,
     HashEncoder,
     HashWeights,
     HashWords,
+    StemStates,
 )
 from reperio.errors import ConfigurationError, UnsupportedOperation
 from reperio.registry import build
-from reperio.testing.encoder import EncoderContract
+from reperio.testing.encoder import TEXTS, EncoderContract
 
 # One of the contract's texts is longer than these models read, on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:.* texts were cut")
@@ -47,6 +49,13 @@ def echoing(plain_llama: Path) -> DecoderEncoder:
 @pytest.fixture(scope="module")
 def chunking(plain_llama: Path) -> ChunkEncoder:
     return ChunkEncoder(plain_llama, chunk_tokens=40, stride=30, max_tokens=96)
+
+
+@pytest.fixture(scope="module")
+def expanding(plain_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> ClosedFormEncoder:
+    folder = tmp_path_factory.mktemp("states") / "seen"
+    StemStates(plain_llama, max_tokens=64).add(TEXTS).save(folder)
+    return ClosedFormEncoder(folder, min_count=1, top=16)
 
 
 class TestHashEncoder(EncoderContract):
@@ -139,3 +148,11 @@ class TestChunkEncoder(EncoderContract):
     @pytest.fixture
     def encoder(self, chunking: ChunkEncoder) -> ChunkEncoder:
         return chunking
+
+
+class TestClosedFormEncoder(EncoderContract):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def encoder(self, expanding: ClosedFormEncoder) -> ClosedFormEncoder:
+        return expanding
