@@ -84,9 +84,20 @@ class View:
         return {name: value for name, value in asdict(self).items() if name != "adapter"}
 
 
+def _quantized(model: Any) -> Iterator[Any]:
+    """Weights that a quantised layer keeps outside its parameters."""
+    torch = extras.load("torch", extra="models")
+    for part in model.modules():
+        state = getattr(part, "state", None)
+        if hasattr(part, "init_8bit_state") and state is not None:
+            if part.weight.CB is not None:  # bitsandbytes moves it at the first call, out of the copies' reach
+                part.init_8bit_state()
+            yield from (value for value in vars(state).values() if torch.is_tensor(value))
+
+
 def sharing_copy(model: Any) -> Any:
     """A copy of a torch module with hooks and configuration of its own, whose weights are the very same tensors."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers(), _quantized(model))}
     return copy.deepcopy(model, shared)
 
 

@@ -177,6 +177,29 @@ def test_adapters_that_do_not_fit_are_refused(plain_llama: Path, adapted: dict[s
         LanguageModel(plain_llama, adapters={"a": pickled}).view()
 
 
+# Quantised weights
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("dtype", "near"), [("int8", 0.995), ("int4", 0.9)])
+def test_quantised_weights_are_shared_by_views_and_near_the_full_ones(tmp_path: Path, dtype: Any, near: float) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    folder = save_decoder(tmp_path / "m", "Llama", hidden_size=128, intermediate_size=256)
+    texts = ["a text of some words", "another one"]
+    full, model = LanguageModel(folder), LanguageModel(folder, dtype=dtype)
+    first = model.encoder(pooling="mean").encode_query(texts).embeddings
+    for attention in ("bidirectional", "causal", "last-1"):
+        ours, wanted = (m.encoder(attention=attention, pooling="mean") for m in (model, full))
+        alone = LanguageModel(folder, dtype=dtype).encoder(attention=attention, pooling="mean")
+        found = ours.encode_query(texts).embeddings
+        np.testing.assert_array_equal(found, alone.encode_query(texts).embeddings)
+        assert ((found * wanted.encode_query(texts).embeddings).sum(axis=1) > near).all()
+        assert model.view(attention).packs
+    np.testing.assert_array_equal(model.encoder(pooling="mean").encode_query(texts).embeddings, first)
+    assert model.network.get_memory_footprint() < 0.8 * full.network.get_memory_footprint()
+    assert dtype in dict(ours.fingerprint.fields)["dtype"]
+
+
 # What is refused
 
 
