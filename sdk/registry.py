@@ -69,6 +69,7 @@ BUILT_IN: dict[str, str] = {
     "RemoteSparseEncoder": "reperio.encoders.remote:RemoteSparseEncoder",
     "VerbatimEncoder": "reperio.encoders.verbatim:VerbatimEncoder",
     "SeismicIndex": "reperio.indexes.seismic:SeismicIndex",
+    "SparseEncoder": "reperio.encoders.sparse:SparseEncoder",
     "SparseSum": "reperio.encoders.summed:SparseSum",
     "StemStates": "reperio.encoders.closed_form_states:StemStates",
     "TransformedIndex": "reperio.indexes.transformed:TransformedIndex",

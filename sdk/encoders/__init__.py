@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reperio.encoders.remote import RemoteSparseEncoder as RemoteSparseEncoder
     from reperio.encoders.remote_limits import Limits as Limits
     from reperio.encoders.remote_reading import Reading as Reading
+    from reperio.encoders.sparse import SparseEncoder as SparseEncoder
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.wholewords import WholeWords as WholeWords
 
@@ -53,6 +54,7 @@ _EXPORTS = {
     "Reading": "reperio.encoders.remote_reading",
     "RemoteEncoder": "reperio.encoders.remote",
     "RemoteSparseEncoder": "reperio.encoders.remote",
+    "SparseEncoder": "reperio.encoders.sparse",
     "SparseSum": "reperio.encoders.summed",
     "StemStates": "reperio.encoders.closed_form_states",
     "WholeWords": "reperio.encoders.wholewords",
@@ -82,6 +84,7 @@ __all__ = [
     "RelativeEncoder",
     "RemoteEncoder",
     "RemoteSparseEncoder",
+    "SparseEncoder",
     "SparseSum",
     "StemStates",
     "WholeWords",

@@ -126,6 +126,7 @@ def load_model(
             model, told = maker.from_pretrained(str(folder), dtype=with_type, output_loading_info=True, **how)
         if dtype not in QUANTIZED:
             model.to(device or best_device())
+        model.reperio_lacks = tuple(sorted(told.get("missing_keys", ())))  # made up: a head that is read must not be
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AssertionError, ImportError, broken) as error:
         problem = f"{folder} could not be loaded: {error}"
         raise ConfigurationError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from reperio import extras
 
-__all__ = ["ARCHITECTURES", "byte_pairs", "decoder", "save_decoder"]
+__all__ = ["ARCHITECTURES", "MASKED", "byte_pairs", "decoder", "masked", "save_decoder", "save_masked"]
 
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
@@ -91,6 +91,47 @@ def decoder(architecture: str, *, head: bool = True, seed: int = 0, **settings: 
         torch.manual_seed(seed)
         maker = transformers.AutoModelForCausalLM if head else transformers.AutoModel
         return maker.from_config(config).eval()
+
+
+MASKED: dict[str, dict[str, Any]] = {
+    "Bert": {},
+    "Roberta": {"pad_token_id": 0},
+    "DistilBert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
+    "ModernBert": {"cls_token_id": 1, "sep_token_id": 2},
+    "Electra": {"embedding_size": 16},
+}
+"""Names of transformers' masked language models, and what each needs to be small."""
+
+
+def masked(architecture: str, *, bias: float = -2.0, seed: int = 0, **settings: Any) -> Any:
+    """A model of `MASKED` in evaluation mode, with random weights.
+
+    Parameters
+    ----------
+    bias
+        Mean of the bias of its head, below 0 so that most words score below it, as in a trained sparse model.
+    settings
+        Of its configuration, in place of the usual ones.
+    """
+    torch, transformers = extras.load("torch", extra="models"), extras.load("transformers", extra="models")
+    tokenizer = byte_pairs()
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {name: size for name, size in _SIZES.items() if name != "num_key_value_heads"}
+    scale = {"initializer_range": 0.25, "init_std": 0.25, "initializer_cutoff_factor": 4.0, "decoder_bias": True}
+    given = {**sizes, **ids, **scale, **MASKED[architecture], **settings}
+    config = getattr(transformers, f"{architecture}Config")(vocab_size=len(tokenizer), **given)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForMaskedLM.from_config(config).eval()
+        torch.nn.init.normal_(model.get_output_embeddings().bias, bias, 1.0)
+    return model
+
+
+def save_masked(folder: Path, architecture: str, **how: Any) -> Path:
+    """`masked` and its tokenizer in a folder."""
+    masked(architecture, **how).save_pretrained(folder)
+    byte_pairs().save_pretrained(folder)
+    return folder
 
 
 def save_decoder(folder: Path, architecture: str, **how: Any) -> Path:
