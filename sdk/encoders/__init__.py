@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from reperio.encoders.closed_form_states import StemStates as StemStates
     from reperio.encoders.decoder import DecoderEncoder as DecoderEncoder
     from reperio.encoders.dense import DenseEncoder as DenseEncoder
+    from reperio.encoders.experts import moee as moee
     from reperio.encoders.given import GivenVectors as GivenVectors
     from reperio.encoders.hashing import HashEncoder as HashEncoder
     from reperio.encoders.hashing import HashWeights as HashWeights
     from reperio.encoders.hashing import HashWords as HashWords
     from reperio.encoders.parallel import ParallelEncoder as ParallelEncoder
+    from reperio.encoders.presets import preset as preset
     from reperio.encoders.relative import RelativeEncoder as RelativeEncoder
     from reperio.encoders.remote import RemoteEncoder as RemoteEncoder
     from reperio.encoders.remote import RemoteSparseEncoder as RemoteSparseEncoder
@@ -61,6 +63,8 @@ _EXPORTS = {
     "aencode_document": "reperio.encoders.asynchronous",
     "aencode_query": "reperio.encoders.asynchronous",
     "expected_loss": "reperio.encoders.bridged",
+    "moee": "reperio.encoders.experts",
+    "preset": "reperio.encoders.presets",
 }
 
 __all__ = [
@@ -91,6 +95,8 @@ __all__ = [
     "aencode_document",
     "aencode_query",
     "expected_loss",
+    "moee",
+    "preset",
 ]
 
 
