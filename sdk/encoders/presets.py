@@ -86,8 +86,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 References: LLM2Vec, BehnamGhader et al., 2024; NV-Embed, Lee et al., 2024; GritLM, Muennighoff et al., 2024;
 E5-Mistral, Wang et al., 2024; Qwen3-Embedding, Zhang et al., 2025; EmbeddingGemma, Vera et al., 2025; BGE, Xiao et al.,
-2023; E5, Wang et al., 2022; gte, Li et al., 2023; jina-embeddings-v3, Sturua et al., 2024; Nomic, Nussbaum et al., 2024;
-BeLLM, Li and Li, 2024; echo embeddings, Springer et al., 2024; PromptEOL, Jiang et al., 2023; SGPT, Muennighoff, 2022.
+2023; E5, Wang et al., 2022; gte, Li et al., 2023; jina-embeddings-v3, Sturua et al., 2024; Nomic, Nussbaum et al.,
+2024; BeLLM, Li and Li, 2024; echo embeddings, Springer et al., 2024; PromptEOL, Jiang et al., 2023; SGPT, Muennighoff,
+2022.
 """
 
 
