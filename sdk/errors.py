@@ -22,6 +22,7 @@
     │   ├── NewerFormat                   written by a newer release
     │   └── ServerUnavailable             a server that is not there, went away, or took too long
     ├── InvalidResponse                   a server's answer that is not what it was asked for
+    ├── OutOfMemory (MemoryError)         not even one text fits
     ├── UnsupportedOperation              declared by a backend, never a surprise
     ├── ConnectorError                    a source failed; never shows a secret
     └── MissingDependency (ImportError)   an extra to install
@@ -46,6 +47,7 @@ __all__ = [
     "MissingDependency",
     "NewerFormat",
     "NotFound",
+    "OutOfMemory",
     "ReadOnly",
     "ReperioError",
     "ServerUnavailable",
@@ -153,6 +155,10 @@ class ServerUnavailable(StorageError):
 
 class InvalidResponse(ReperioError):
     """A server answered, but not with what it was asked for: no part of the answer is used."""
+
+
+class OutOfMemory(ReperioError, MemoryError):
+    """Not even one text fits into memory."""
 
 
 class UnsupportedOperation(ReperioError):

@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reperio.errors import ConfigurationError, ShapeError
+from reperio.errors import ConfigurationError, OutOfMemory, ShapeError
 
 __all__ = ["Rows", "is_out_of_memory", "run_halving", "token_batches"]
 
@@ -89,8 +89,10 @@ def run_halving(batches: Iterable[Rows], run: Callable[[Rows], T]) -> Iterator[t
     ------
     ShapeError
         If ``run`` gives another number of results than rows.
+    OutOfMemory
+        If a single row does not fit.
     Exception
-        What ``run`` raises: at once if it is not a lack of memory, else when a single row does not fit.
+        What ``run`` raises, if it is not a lack of memory.
     """
     pending = deque(batches)
     while pending:
@@ -109,8 +111,13 @@ def _try(batch: Rows, run: Callable[[Rows], T]) -> T | None:
     try:
         return run(batch)
     except (RuntimeError, MemoryError) as error:
-        if len(batch) == 1 or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
+        if len(batch) == 1:
+            raise OutOfMemory(
+                f"Not even one text fits into memory: {error}",
+                "Read less of it (max_tokens, or on_truncation='chunk'), in half precision, or on another device.",
+            ) from error
         return None
 
 

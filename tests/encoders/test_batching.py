@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reperio.errors import ConfigurationError, ShapeError
+from reperio.errors import ConfigurationError, OutOfMemory, ShapeError
 from reperio.models.batching import Rows, is_out_of_memory, run_halving, token_batches
 from reperio.models.windows import OVERLAP, Frame
 
@@ -66,14 +66,14 @@ def test_wherever_memory_runs_out_every_row_is_done_once_and_in_order(position: 
     assert all(later <= earlier for earlier, later in pairwise(sizes))
 
 
-def test_a_single_row_that_does_not_fit_raises_what_the_allocator_said() -> None:
+def test_a_single_row_that_does_not_fit_says_so_and_what_the_allocator_said() -> None:
     tried: list[int] = []
 
     def run(batch: Rows) -> Rows:
         tried.append(len(batch))
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemory, match=r"Not even one text fits into memory: CUDA out of memory\."):
         list(run_halving(BATCHES, run))
     assert tried == [8, 4, 2, 1]
 

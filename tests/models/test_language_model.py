@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from reperio import LanguageModel
 from reperio.encoders import DecoderEncoder, DenseEncoder
-from reperio.errors import ConfigurationError, NotFound, UnsupportedOperation
+from reperio.errors import ConfigurationError, NotFound, OutOfMemory, UnsupportedOperation
+from reperio.models.pooling import Pooling
 from reperio.models.view import View
 from reperio.registry import build
 from reperio.testing.models import byte_pairs, decoder, save_decoder
@@ -116,6 +117,46 @@ def test_a_temperature_is_that_of_the_softmax(plain_llama: Path) -> None:
     np.testing.assert_allclose(sharp, wanted, rtol=0, atol=FAR)
     plain = DecoderEncoder(plain_llama).encode_query(text).embeddings
     assert np.abs(sharp - plain).max() > 1e-3
+
+
+# Memory
+
+
+class _Scarce:
+    """The mean, on a device with room for so many tokens; counts the batches that it was given."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.sizes: list[int] = []
+        self.spec = {"type": "Scarce"}
+
+    def __call__(self, batch: Any) -> Any:
+        self.sizes.append(len(batch.ids))
+        if len(batch.ids) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return Pooling("mean")(batch)
+
+
+@pytest.mark.parametrize("kernel", [None, "sdpa"])
+def test_where_memory_runs_out_batches_are_halved_and_vectors_stay(plain_llama: Path, kernel: str | None) -> None:
+    texts = [f"text {i} of some words " * (1 + i % 4) for i in range(24)]
+    wanted = DecoderEncoder(LanguageModel(plain_llama, kernel=kernel)).encode_document(texts).embeddings
+    scarce = _Scarce(60)
+    found = DecoderEncoder(LanguageModel(plain_llama, kernel=kernel), pooling=scarce).encode_document(texts).embeddings
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=FAR)
+    assert max(scarce.sizes) > 60 >= scarce.sizes[-1]
+    with pytest.raises(OutOfMemory, match="Not even one text fits into memory: CUDA out of memory"):
+        DecoderEncoder(LanguageModel(plain_llama), pooling=_Scarce(3)).encode_document(texts)
+
+
+def test_no_batch_holds_more_tokens_than_its_budget(plain_llama: Path) -> None:
+    texts = [f"text {i} of some words " * (1 + i % 4) for i in range(24)]
+    for kernel in (None, "sdpa"):
+        seen = _Scarce(10**6)
+        model = LanguageModel(plain_llama, kernel=kernel, batch_tokens=100)
+        DecoderEncoder(model, pooling=seen).encode_document(texts)
+        assert max(seen.sizes) <= 100
+        assert len(seen.sizes) > 3
 
 
 # Adapters
@@ -310,7 +351,5 @@ def test_minilm_gives_the_same_vectors_as_through_sentence_transformers() -> Non
     wanted = DenseEncoder().encode_document(texts).embeddings
     assert ours.model.view().probe.ahead
     assert ours.model.view().packs
-    from reperio.models.pooling import Pooling
-
     whole = DecoderEncoder(ours.model, pooling=Pooling("mean", over="row"), max_tokens=256)
     np.testing.assert_allclose(whole.encode_document(texts).embeddings, wanted, rtol=0, atol=1e-6)
