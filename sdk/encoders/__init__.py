@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reperio.encoders.hashing import HashEncoder as HashEncoder
     from reperio.encoders.hashing import HashWeights as HashWeights
     from reperio.encoders.hashing import HashWords as HashWords
+    from reperio.encoders.inference_free import InferenceFreeEncoder as InferenceFreeEncoder
     from reperio.encoders.parallel import ParallelEncoder as ParallelEncoder
     from reperio.encoders.presets import preset as preset
     from reperio.encoders.relative import RelativeEncoder as RelativeEncoder
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from reperio.encoders.remote_reading import Reading as Reading
     from reperio.encoders.sparse import SparseEncoder as SparseEncoder
     from reperio.encoders.summed import SparseSum as SparseSum
+    from reperio.encoders.token_weights import TokenWeights as TokenWeights
     from reperio.encoders.wholewords import WholeWords as WholeWords
 
 _EXPORTS = {
@@ -47,6 +49,7 @@ _EXPORTS = {
     "HashEncoder": "reperio.encoders.hashing",
     "HashWeights": "reperio.encoders.hashing",
     "HashWords": "reperio.encoders.hashing",
+    "InferenceFreeEncoder": "reperio.encoders.inference_free",
     "ParallelEncoder": "reperio.encoders.parallel",
     "ProjectedEncoder": "reperio.encoders.adapters",
     "Projection": "reperio.encoders.adapters",
@@ -59,6 +62,7 @@ _EXPORTS = {
     "SparseEncoder": "reperio.encoders.sparse",
     "SparseSum": "reperio.encoders.summed",
     "StemStates": "reperio.encoders.closed_form_states",
+    "TokenWeights": "reperio.encoders.token_weights",
     "WholeWords": "reperio.encoders.wholewords",
     "aencode_document": "reperio.encoders.asynchronous",
     "aencode_query": "reperio.encoders.asynchronous",
@@ -79,6 +83,7 @@ __all__ = [
     "HashEncoder",
     "HashWeights",
     "HashWords",
+    "InferenceFreeEncoder",
     "Limits",
     "ParallelEncoder",
     "ProjectedEncoder",
@@ -91,6 +96,7 @@ __all__ = [
     "SparseEncoder",
     "SparseSum",
     "StemStates",
+    "TokenWeights",
     "WholeWords",
     "aencode_document",
     "aencode_query",

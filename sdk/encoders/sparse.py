@@ -98,7 +98,7 @@ class SparseEncoder:
         self.prompts: dict[str, str] | None = None if prompts is None else {str(r): text for r, text in prompts.items()}
         self.max_tokens = max_tokens
         for role in ROLES:
-            check_saturation(pooling, activation, self._limit(role))
+            check_saturation(pooling, activation, self.limit(role))
         self._view = attention if isinstance(attention, View) else View(attention)
         self._on_truncation: OnTruncation = on_truncation
         self._lock = threading.RLock()
@@ -140,7 +140,7 @@ class SparseEncoder:
                     **reading.fields(),
                     "pooling": self.pooling,
                     "activation": self.activation,
-                    "top_n": [self._limit(role) for role in ("query", "document")],
+                    "top_n": [self.limit(role) for role in ("query", "document")],
                     "reads": "the text's own tokens, from one before" if head.shifted else "all tokens",
                     "version": VERSION,
                 }
@@ -201,7 +201,7 @@ class SparseEncoder:
             self.write_model(folder)
             self.write_pooling(folder / "1_SpladePooling")
             modules = {"": "Transformer", "1_SpladePooling": "SpladePooling"}
-            write_common(folder, modules, prompts=self.prompts or {}, top_n=self._limit("document"))
+            write_common(folder, modules, prompts=self.prompts or {}, top_n=self.limit("document"))
 
     def write_model(self, folder: Path) -> None:
         """The model and its tokenizer, as a part of a larger layout; raises as `save`."""
@@ -218,7 +218,7 @@ class SparseEncoder:
         write_pooling(folder, pooling=pooling, activation=activation, dim=head.dim)
 
     def _encode(self, texts: Sequence[str], role: Role) -> Encoded[Sparse]:
-        top_n = self._limit(role)
+        top_n = self.limit(role)
         reading, head, screen = self._load()
         pooling, activation = self.pooling or "max", self.activation or "relu"
         pool = Saturation(head, pooling=pooling, activation=activation, top_n=top_n, screen=screen)
@@ -264,7 +264,8 @@ class SparseEncoder:
         self.prompts = dict(told.prompts) if self.prompts is None else self.prompts
         self.max_tokens = told.max_tokens if self.max_tokens is None else self.max_tokens
 
-    def _limit(self, role: Role) -> int | None:
+    def limit(self, role: Role) -> int | None:
+        """How many words are kept of a text of this role; all where None."""
         return self.top_n.get(role) if isinstance(self.top_n, dict) else self.top_n
 
     def _word(self, column: int) -> str:
