@@ -30,7 +30,17 @@ NAMES = [
         "filtered",
         "opening",
     ),
-    *("engines", "growth", "multivector", "out_of_distribution", "served", "search_overhead", "ingest", "quality"),
+    *(
+        "engines",
+        "growth",
+        "multivector",
+        "out_of_distribution",
+        "served",
+        "search_overhead",
+        "ingest",
+        "quality",
+        "layers",
+    ),
     *("migrate", "kill", "faults", "distributed"),
 ]
 
