@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from reperio.errors import (
     EmptyText,
     InvalidInput,
     InvalidResponse,
+    MissingDependency,
     NotFound,
     ReperioError,
     TruncationError,
@@ -444,6 +446,13 @@ def test_the_key_is_in_no_specification_fingerprint_message_or_log(
     assert "HTTP Request: POST" in caplog.text
     assert len(told) == 10
     assert key not in "\n".join([*told, caplog.text])
+
+
+def test_without_httpx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    encoder = RemoteEncoder("http://server/v1", "hashed")  # a specification is read without it
+    with pytest.raises(MissingDependency, match=r"pip install 'reperio\[remote\]'"):
+        encoder.encode_query(["one"])
 
 
 def test_a_refused_key_names_the_variable_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
