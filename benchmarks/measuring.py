@@ -9,7 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
+
+from reperio.encoders import CachedEncoder
+from reperio.protocols import Encoder
+
+E = TypeVar("E")
 
 
 def in_turns(
@@ -101,3 +106,9 @@ def table(rows: list[Mapping[str, Any]]) -> None:
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def cached(encoder: Encoder[E]) -> Encoder[E]:
+    """The encoder, its embeddings kept in the file that REPERIO_CACHE names, so that a run can be made again soon."""
+    path = os.environ.get("REPERIO_CACHE")
+    return encoder if path is None else CachedEncoder(encoder, path)

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from reperio.rerankers.chunks import ChunkGrouper
 from reperio.rerankers.embedding import EmbeddingReranker
+from reperio.rerankers.tools import ToolRefiner
 
-__all__ = ["ChunkGrouper", "EmbeddingReranker"]
+__all__ = ["ChunkGrouper", "EmbeddingReranker", "ToolRefiner"]

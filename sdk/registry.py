@@ -74,6 +74,7 @@ BUILT_IN: dict[str, str] = {
     "SparseSum": "reperio.encoders.summed:SparseSum",
     "StemStates": "reperio.encoders.closed_form_states:StemStates",
     "TokenWeights": "reperio.encoders.token_weights:TokenWeights",
+    "ToolRefiner": "reperio.rerankers.tools:ToolRefiner",
     "TransformedIndex": "reperio.indexes.transformed:TransformedIndex",
     "Truncate": "reperio.indexes.transforms:Truncate",
     "UsearchIndex": "reperio.indexes.usearch:UsearchIndex",

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from reperio.encoders.sparse import SparseEncoder as SparseEncoder
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.token_weights import TokenWeights as TokenWeights
+    from reperio.encoders.tools import head_vectors as head_vectors
+    from reperio.encoders.tools import usage_vectors as usage_vectors
     from reperio.encoders.wholewords import WholeWords as WholeWords
 
 _EXPORTS = {
@@ -67,8 +69,10 @@ _EXPORTS = {
     "aencode_document": "reperio.encoders.asynchronous",
     "aencode_query": "reperio.encoders.asynchronous",
     "expected_loss": "reperio.encoders.bridged",
+    "head_vectors": "reperio.encoders.tools",
     "moee": "reperio.encoders.experts",
     "preset": "reperio.encoders.presets",
+    "usage_vectors": "reperio.encoders.tools",
 }
 
 __all__ = [
@@ -101,8 +105,10 @@ __all__ = [
     "aencode_document",
     "aencode_query",
     "expected_loss",
+    "head_vectors",
     "moee",
     "preset",
+    "usage_vectors",
 ]
 
 
