@@ -45,7 +45,8 @@ class DecoderEncoder:
     model
         A `LanguageModel`, which other tasks may share; or a folder or name for one.
     attention
-        Which tokens look at which: a mode's name, or a `View` with adapter, depth and temperature as well.
+        Which tokens look at which: a mode's name, or a `View` with adapter, depth and temperature as well. By role
+        where they differ, as with the adapters of jina-embeddings-v3.
     pooling
         A mode's name; where the checkpoint names another, its own is used, with a warning. A `Pooling`, or a head of
         your own that gives ``(b, d)``, is used whatever the checkpoint says.
@@ -75,7 +76,7 @@ class DecoderEncoder:
         self,
         model: LanguageModel | str | Path,
         *,
-        attention: str | View | None = None,
+        attention: str | View | Mapping[Role, str | View] | None = None,
         pooling: PoolingMode | Head[Any] | None = None,
         prompts: str | Mapping[Role, str] | None = None,
         normalize: bool | None = None,
@@ -86,7 +87,7 @@ class DecoderEncoder:
         if dim is not None and dim <= 0:
             raise ConfigurationError(f"dim is {dim}.", "Use 1 or more.")
         self.model = model if isinstance(model, LanguageModel) else LanguageModel(model)
-        self.attention = View(attention) if isinstance(attention, str) else attention
+        self.attention = _views(attention)
         self.pooling = pooling
         self.prompts: Mapping[Role, str] | None = {"query": prompts} if isinstance(prompts, str) else prompts
         self.normalize = normalize
@@ -94,9 +95,11 @@ class DecoderEncoder:
         self.on_truncation: OnTruncation = on_truncation
         self._dim = dim
         self._named = Pooling(pooling) if isinstance(pooling, str) else None
-        self._reads(Layout(prompts=self.prompts or {}, max_tokens=max_tokens))  # what is wrong now is refused now
+        self._reads(
+            Layout(prompts=self.prompts or {}, max_tokens=max_tokens), "query"
+        )  # what is wrong now is refused now
         self._lock = threading.RLock()
-        self._resolved: tuple[Layout, Head[Any], Reading] | None = None
+        self._resolved: tuple[Layout, Head[Any], Mapping[Role, Reading]] | None = None
         self._fingerprint: Fingerprint | None = None
 
     @property
@@ -112,7 +115,7 @@ class DecoderEncoder:
         return {
             "type": "DecoderEncoder",
             "model": dict(self.model.spec),
-            "attention": None if self.attention is None else dict(self.attention.spec),
+            "attention": _told_views(self.attention),
             "pooling": asked if asked is None or isinstance(asked, str) else dict(getattr(asked, "spec")),  # noqa: B009
             "prompts": None if self.prompts is None else dict(self.prompts),
             "normalize": self.normalize,
@@ -133,7 +136,7 @@ class DecoderEncoder:
             if self._fingerprint is None:
                 [row] = self._vectors(["a"], "query").embeddings
                 fields = {
-                    **self._settled[2].fields(),
+                    **self._read_fields(),
                     "pooling": _told(self._settled[1]),
                     "normalized": self.layout.normalize,
                     "version": VERSION,
@@ -167,9 +170,9 @@ class DecoderEncoder:
             start += len(some)
 
     def _vectors(self, texts: Sequence[str], role: Role, *, start: int = 0) -> Encoded[Dense]:
-        layout, pooling, reading = self._settled
+        layout, pooling, readings = self._settled
         head: Head[Any] = _Vectors(pooling, dim=layout.dim, normalize=layout.normalize)
-        read = reading.read(texts, role, head, start=start)
+        read = readings[role].read(texts, role, head, start=start)
         if not read.parts:
             return Encoded(np.empty((0, self.dim), dtype=np.float32), read.counts, read.truncated)
         sums = np.add.reduceat(np.stack(read.parts), read.starts[:-1], axis=0)
@@ -180,23 +183,26 @@ class DecoderEncoder:
         return Encoded(out, read.counts, read.truncated)
 
     @property
-    def _settled(self) -> tuple[Layout, Head[Any], Reading]:
+    def _settled(self) -> tuple[Layout, Head[Any], Mapping[Role, Reading]]:
         with self._lock:
             if self._resolved is None:
-                view = self.attention
-                adapter = None if view is None or view.adapter is None else self.model.adapters.get(view.adapter)
+                view = self._view("document")
+                adapter = None if view.adapter is None else self.model.adapters.get(view.adapter)
                 found = read_layout(self.model.folder, adapter=adapter, network=self.model.network)
                 pooling = self._chosen(found)
                 layout = replace(
                     found,
-                    attention=found.attention if view is None or view.attention == "own" else view.attention,
+                    attention=found.attention if view.attention == "own" else view.attention,
                     pooling=pooling,
                     prompts=found.prompts if self.prompts is None else self.prompts,
                     normalize=found.normalize if self.normalize is None else self.normalize,
                     dim=self._dim or found.dim,
                     max_tokens=self.max_tokens or _least(found.max_tokens, self.model.max_tokens),
                 )
-                self._resolved = layout, pooling, self._reads(layout)
+                same = isinstance(self.attention, View | None)
+                document = self._reads(layout, "document")
+                query = document if same else self._reads(replace(layout, attention=found.attention), "query")
+                self._resolved = layout, pooling, {"query": query, "document": document}
             return self._resolved
 
     def _chosen(self, found: Layout) -> Head[Any]:
@@ -220,8 +226,18 @@ class DecoderEncoder:
             )
         return own
 
-    def _reads(self, layout: Layout) -> Reading:
-        view = self.attention or View()
+    def _view(self, role: Role) -> View:
+        """How the model is seen for a role."""
+        asked = self.attention
+        return (asked if isinstance(asked, View) else (asked or {}).get(role)) or View()
+
+    def _read_fields(self) -> dict[str, Any]:
+        """How texts are read, for the fingerprint; of both roles where they differ."""
+        query, document = (self._settled[2][role] for role in ("query", "document"))
+        return document.fields() if query is document else {**document.fields(), "of queries": query.fields()}
+
+    def _reads(self, layout: Layout, role: Role) -> Reading:
+        view = self._view(role)
         return Reading(
             self.model,
             view=view if view.attention != "own" else replace(view, attention=layout.attention),
@@ -262,3 +278,20 @@ def _told(pooling: Head[Any]) -> Any:
 def _least(*limits: int | None) -> int | None:
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
+
+
+def _views(attention: str | View | Mapping[Role, str | View] | None) -> View | Mapping[Role, View] | None:
+    if isinstance(attention, str):
+        return View(attention)
+    if attention is None or isinstance(attention, View):
+        return attention
+    strange = set(attention) - {"query", "document"}
+    if strange:
+        raise ConfigurationError(f"attention names the role {min(strange)!r}.", "Use query and document.")
+    return {role: View(view) if isinstance(view, str) else view for role, view in attention.items()}
+
+
+def _told_views(views: View | Mapping[Role, View] | None) -> Any:
+    if views is None or isinstance(views, View):
+        return None if views is None else dict(views.spec)
+    return {role: dict(view.spec) for role, view in views.items()}

@@ -8,7 +8,7 @@ import json
 import shutil
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +200,14 @@ def test_nomic_as_it_was_published_is_read_without_its_code(tmp_path: Path) -> N
 # LLM2Vec
 
 
-def lora(folder: Path, base: Any, of: str, seed: int) -> Any:
+def lora(
+    folder: Path, base: Any, of: str, seed: int, targets: Sequence[str] = ("q_proj", "v_proj", "down_proj")
+) -> Any:
     """A random LoRA adapter of a model, saved as peft saves it."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    targets = ["q_proj", "v_proj", "down_proj"]
-    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=list(targets), init_lora_weights=False))
     tuned.save_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": of}))
@@ -381,7 +382,7 @@ def test_nv_embed_is_its_published_formula(nv_embed: Path) -> None:
 
 def test_the_end_of_text_stays_where_nv_embed_cuts(nv_embed: Path) -> None:
     ours = DecoderEncoder(nv_embed, max_tokens=12, on_truncation="error")
-    read = ours._settled[2]
+    read = ours._settled[2]["document"]
     row = read.maker("document").whole(read.maker("document").tokenize(TEXTS)[1])
     assert len(row) == 12
     assert row.ids[-1] == byte_pairs().eos_token_id
@@ -418,6 +419,29 @@ def test_gritlm_looks_both_ways_and_leaves_its_instruction_out(tmp_path: Path) -
     plain = DecoderEncoder(folder)
     assert dict(plain.layout.prompts) == {"query": "<|embed|>\n", "document": "<|embed|>\n"}
     np.testing.assert_array_equal(plain.encode_document(TEXTS).embeddings, ours.encode_document(TEXTS).embeddings)
+
+
+# jina: an adapter for each role
+
+
+def test_each_role_may_have_an_adapter_of_its_own(tmp_path: Path) -> None:
+    folder = jina(tmp_path)
+    adapters = {}
+    for seed, task in enumerate(("retrieval_query", "retrieval_passage")):
+        base = transformers.AutoModel.from_pretrained(folder)
+        adapters[task] = folder / task
+        lora(adapters[task], base, str(folder), seed, ["q_proj", "v_proj"])
+    model = LanguageModel(folder, adapters=adapters)
+    views = {role: View(adapter=task) for role, task in zip(("query", "document"), adapters, strict=True)}
+    ours = DecoderEncoder(model, attention=views)  # type: ignore[arg-type]
+    for encode, task in ((ours.encode_query, "retrieval_query"), (ours.encode_document, "retrieval_passage")):
+        alone = DecoderEncoder(model, attention=View(adapter=task))
+        np.testing.assert_array_equal(encode(TEXTS).embeddings, alone.encode_document(TEXTS).embeddings)
+        assert alone.fingerprint != ours.fingerprint
+    assert np.abs(ours.encode_query(TEXTS).embeddings - ours.encode_document(TEXTS).embeddings).max() > 0.01
+    assert build(json.loads(json.dumps(dict(ours.spec)))).fingerprint == ours.fingerprint
+    with pytest.raises(ConfigurationError, match="the role 'passage'"):
+        DecoderEncoder(model, attention={"passage": "own"})  # type: ignore[dict-item]
 
 
 # What is asked for, and what the checkpoint says
