@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from reperio.encoders.hashing import HashWeights as HashWeights
     from reperio.encoders.hashing import HashWords as HashWords
     from reperio.encoders.inference_free import InferenceFreeEncoder as InferenceFreeEncoder
+    from reperio.encoders.lexicon import LexiconEncoder as LexiconEncoder
     from reperio.encoders.parallel import ParallelEncoder as ParallelEncoder
     from reperio.encoders.presets import preset as preset
     from reperio.encoders.relative import RelativeEncoder as RelativeEncoder
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
     from reperio.encoders.remote_limits import Limits as Limits
     from reperio.encoders.remote_reading import Reading as Reading
     from reperio.encoders.sparse import SparseEncoder as SparseEncoder
+    from reperio.encoders.summed import DenseSum as DenseSum
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.token_weights import TokenWeights as TokenWeights
     from reperio.encoders.tools import head_vectors as head_vectors
     from reperio.encoders.tools import usage_vectors as usage_vectors
     from reperio.encoders.wholewords import WholeWords as WholeWords
+    from reperio.models.clusters import Clusters as Clusters
 
 _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
@@ -45,13 +48,16 @@ _EXPORTS = {
     "CachedEncoder": "reperio.encoders.cached",
     "ChunkEncoder": "reperio.encoders.chunked",
     "ClosedFormEncoder": "reperio.encoders.closed_form",
+    "Clusters": "reperio.models.clusters",
     "DecoderEncoder": "reperio.encoders.decoder",
     "DenseEncoder": "reperio.encoders.dense",
+    "DenseSum": "reperio.encoders.summed",
     "GivenVectors": "reperio.encoders.given",
     "HashEncoder": "reperio.encoders.hashing",
     "HashWeights": "reperio.encoders.hashing",
     "HashWords": "reperio.encoders.hashing",
     "InferenceFreeEncoder": "reperio.encoders.inference_free",
+    "LexiconEncoder": "reperio.encoders.lexicon",
     "ParallelEncoder": "reperio.encoders.parallel",
     "ProjectedEncoder": "reperio.encoders.adapters",
     "Projection": "reperio.encoders.adapters",
@@ -81,13 +87,16 @@ __all__ = [
     "CachedEncoder",
     "ChunkEncoder",
     "ClosedFormEncoder",
+    "Clusters",
     "DecoderEncoder",
     "DenseEncoder",
+    "DenseSum",
     "GivenVectors",
     "HashEncoder",
     "HashWeights",
     "HashWords",
     "InferenceFreeEncoder",
+    "LexiconEncoder",
     "Limits",
     "ParallelEncoder",
     "ProjectedEncoder",
