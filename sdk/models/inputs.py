@@ -11,11 +11,12 @@ import numpy as np
 
 from reperio import extras
 from reperio.errors import ConfigurationError, UnsupportedOperation
-from reperio.models.windows import Frame, Tokens
+from reperio.models.windows import Frame, Tokens, padded
 
-__all__ = ["Role", "StaticInput", "TextInput", "TransformerInput", "prompt_for", "text_input"]
+__all__ = ["ROLES", "Role", "StaticInput", "TextInput", "TransformerInput", "prompt_for", "text_input"]
 
 Role: TypeAlias = Literal["query", "document"]
+ROLES: tuple[Role, Role] = ("query", "document")
 
 # A text is tokenised once; its ids leave Python's integers, which weigh eight times as much, after so many texts.
 _TEXTS_AT_ONCE = 1024
@@ -84,6 +85,7 @@ class TransformerInput:
         # A copy, since whoever else calls the model's own one switches it to cut and to pad.
         self._tokenizer = copy.deepcopy(module.tokenizer)
         self._prompt = prompt
+        self._positions = _positions(module)
         before, after = self._special()
         limit = _limit(module, role, max_tokens)
         if limit is not None and limit <= before + after:
@@ -103,26 +105,36 @@ class TransformerInput:
 
     def prompt_tokens(self, row: Tokens) -> int:
         """How many tokens of a row, after the special ones, are the prompt's (the last may melt into the text)."""
-        width = min(len(self._prompt_ids), len(row) - self.frame.before - self.frame.after)
-        same = row[self.frame.before : self.frame.before + width] == self._prompt_ids[:width]
-        return int(np.logical_and.accumulate(same).sum())
+        return self.frame.prompt_in(row, self._prompt_ids)
 
     def features(self, rows: Sequence[Tokens]) -> dict[str, Any]:
         """Ids and attention mask, ``(n, longest)``, int64."""
         torch = extras.load("torch", extra="models")
-        width = max(map(len, rows))
-        ids = np.full((len(rows), width), self._tokenizer.pad_token_id or 0, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for i, row in enumerate(rows):
-            place = slice(width - len(row), width) if self._tokenizer.padding_side == "left" else slice(len(row))
-            ids[i, place] = row
-            mask[i, place] = 1
-        out = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "modality": "text"}
+        arrays = padded(rows, pad=self.padding["id"], left=self.padding["left"])
+        out = {name: torch.from_numpy(array) for name, array in arrays.items()} | {"modality": "text"}
         if "token_type_ids" in self._tokenizer.model_input_names:
             out["token_type_ids"] = torch.zeros_like(out["input_ids"])
         if self._prompt:
             out["prompt_length"] = self._prompt_length
         return out
+
+    @property
+    def padding(self) -> dict[str, Any]:
+        """The ``id`` that fills a row, and whether it stands on the ``left``."""
+        return {"id": self._tokenizer.pad_token_id or 0, "left": self._tokenizer.padding_side == "left"}
+
+    def described(self) -> dict[str, Any]:
+        """Prompt, lengths and special tokens, as `reperio.models.runtimes.plain.PlainInput` takes them."""
+        frame = self.frame
+        return {
+            "prompt": self._prompt,
+            "prompt_length": self._prompt_length,
+            "before": frame.before,
+            "after": frame.after,
+            "limit": frame.limit,
+            "positions": self._positions,
+            "from_left": frame.from_left,
+        }
 
     def definition(self) -> str:
         """The tokenizer as JSON; the sorted vocabulary of one that is written in Python."""

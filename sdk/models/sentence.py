@@ -14,12 +14,14 @@ from reperio import extras
 from reperio.embeddings import Dense, check_dense
 from reperio.errors import ConfigurationError
 from reperio.models.checkpoint import tensors_digest, tokenizer_digest, weight_files, weights_digest
-from reperio.models.inputs import Role, prompt_for, text_input
+from reperio.models.inputs import ROLES, Role, prompt_for, text_input
 from reperio.models.windows import Tokens
 
 __all__ = ["SentenceModel", "SentenceTransformerLike", "load"]
 
-ROLES: tuple[Role, Role] = ("query", "document")
+# On a processor a batch should stay in its cache; a GPU wants to be filled (`python -m benchmarks encode`).
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 65536
 
 _quiet = threading.Lock()
 
@@ -70,6 +72,23 @@ class SentenceModel:
         self.normalized = self._normalize or (_ends_normalized(self._model) and model.truncate_dim is None)
         [row] = self.inputs["query"].tokenize(["a"])
         self.dim = self.forward([self.inputs["query"].frame.cut(row)], "query").shape[1]
+
+    runtime, probe = "torch", None
+
+    @property
+    def batch_tokens(self) -> int:
+        """Most tokens in a batch, where nobody says."""
+        return CPU_BATCH_TOKENS if self.on_cpu else GPU_BATCH_TOKENS
+
+    @property
+    def modules(self) -> Sequence[Any]:
+        """What its texts go through, as sentence-transformers has it."""
+        return list(self._model)
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """How many of a vector's components are kept; all where None."""
+        return None if self._model.truncate_dim is None else int(self._model.truncate_dim)
 
     @property
     def on_cpu(self) -> bool:

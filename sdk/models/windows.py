@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from reperio.errors import ConfigurationError
 
-__all__ = ["OVERLAP", "Frame", "Tokens"]
+__all__ = ["OVERLAP", "Frame", "Tokens", "padded"]
 
 Tokens: TypeAlias = NDArray[np.int32]
 """Token ids of one text as the model reads them, special tokens among them, ``(t,)``."""
@@ -78,5 +79,21 @@ class Frame:
         starts = head + np.arange(count) * (own - room) // (count - 1)
         return [self._part(row, head, int(start), int(start) + room) for start in starts]
 
+    def prompt_in(self, row: Tokens, prompt: Tokens) -> int:
+        """How many tokens of a row, after the special ones, are the prompt's (its last may melt into the text)."""
+        width = min(len(prompt), len(row) - self.before - self.after)
+        same = row[self.before : self.before + width] == prompt[:width]
+        return int(np.logical_and.accumulate(same).sum())
+
     def _part(self, row: Tokens, head: int, start: int, stop: int) -> Tokens:
         return np.concatenate([row[:head], row[start:stop], row[len(row) - self.after :]])
+
+
+def padded(rows: Sequence[Tokens], *, pad: int, left: bool = False) -> dict[str, NDArray[np.int64]]:
+    """``input_ids`` and ``attention_mask`` of rows, ``(n, longest)``."""
+    lengths = np.array([len(row) for row in rows])
+    places = np.arange(lengths.max())[None]
+    mask = places >= lengths.max() - lengths[:, None] if left else places < lengths[:, None]
+    ids = np.full(mask.shape, pad, dtype=np.int64)
+    ids[mask] = np.concatenate(rows)
+    return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
