@@ -85,7 +85,8 @@ def paired(a: list[float], b: list[float]) -> dict[str, float]:
 def versions() -> dict[str, str]:
     """Of Python and of every package that a figure depends on."""
     out = {"python": platform.python_version()}
-    names = "reperio numpy scipy torch transformers sentence-transformers faiss-cpu faiss-gpu usearch hnswlib "
+    names = "reperio numpy scipy torch transformers sentence-transformers openvino onnxruntime faiss-cpu faiss-gpu "
+    names += "usearch hnswlib "
     names += "bm25s rank-bm25 tantivy pyseismic-lsr numba pymilvus milvus-lite qdrant-client ray ir-measures"
     for name in names.split():
         try:
