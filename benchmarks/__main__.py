@@ -41,7 +41,7 @@ NAMES = [
         "quality",
         "layers",
     ),
-    *("migrate", "kill", "faults", "distributed", "tools", "adapters", "crosslingual"),
+    *("expansion", "migrate", "kill", "faults", "distributed", "tools", "adapters", "crosslingual"),
 ]
 
 

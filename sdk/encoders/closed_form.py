@@ -5,14 +5,14 @@ Shapes: t tokens, c stems, d hidden size.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,6 @@ from reperio.protocols import Spec
 from reperio.types import Encoded, Fingerprint
 
 __all__ = ["ClosedFormEncoder", "Discriminant"]
-
-QueryWeights: TypeAlias = Literal["one", "idf"]
 
 VERSION = 1
 """Raised whenever the same states would give other weights here."""
@@ -50,8 +48,6 @@ class Discriminant:
         Columns of the stems for BM25, ``(c,)``, ascending.
     words
         A word for each.
-    idf
-        How rare each is among the texts that were seen, ``(c,)``.
     mean
         Of all states, ``(d,)``.
     weights, bias
@@ -60,7 +56,6 @@ class Discriminant:
 
     keys: NDArray[np.int64]
     words: tuple[str, ...]
-    idf: NDArray[np.float32]
     mean: NDArray[np.float32]
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -90,13 +85,10 @@ class Discriminant:
             fix = "Raise ridge, or fit on more text."
             raise ConfigurationError(f"States of {d} dimensions have no inverse covariance: {error}.", fix) from error
         bias = np.log(counts[kept] / states.tokens) / 2 - np.einsum("cd,cd->c", weights, apart) / 2
-        documents = states.documents[kept]
-        idf = np.log1p((states.texts - documents + 0.5) / (documents + 0.5))
         words = states.shortest
         return cls(
             states.keys[kept],
             tuple(words[stem] for stem in kept.tolist()),
-            idf.astype(np.float32),
             states.mean.astype(np.float32),
             np.ascontiguousarray(weights, dtype=np.float32),
             bias.astype(np.float32),
@@ -128,8 +120,9 @@ class ClosedFormEncoder:
         Multiplies scores before ``log(1 + relu(score))``.
     top
         Weights that are kept of each text.
-    query
-        What a word of a query weighs, times its occurrences: ``"one"``, or its rarity, ``"idf"``.
+    own
+        Whether a text has weights for its own words too. BM25 weighs these better: beside it, they cost more than they
+        gain.
 
     Raises
     ------
@@ -154,7 +147,7 @@ class ClosedFormEncoder:
         ridge: float = 0.01,
         scale: float = 0.2,
         top: int = 64,
-        query: QueryWeights = "one",
+        own: bool = False,
     ) -> None:
         for name, count in (("min_count", min_count), ("max_stems", max_stems), ("top", top)):
             if count < 1:
@@ -162,8 +155,6 @@ class ClosedFormEncoder:
         for name, value in (("ridge", ridge), ("scale", scale)):
             if not 0 < value < float("inf"):
                 raise ConfigurationError(f"{name} is {value}.", "Use a positive number.")
-        if query not in get_args(QueryWeights):
-            raise ConfigurationError(f"query is {query!r}.", f"Use one of {', '.join(get_args(QueryWeights))}.")
         self._folder = None if isinstance(states, StemStates) else Path(states)
         self.states = states if isinstance(states, StemStates) else StemStates.open(states, model=model)
         self.min_count = min_count
@@ -171,10 +162,10 @@ class ClosedFormEncoder:
         self.ridge = ridge
         self.scale = scale
         self.top = top
-        self.query: QueryWeights = query
+        self.own = own
         self.discriminant = Discriminant.of(self.states, min_count=min_count, max_stems=max_stems, ridge=ridge)
         self._seen = self.states.seen
-        self._head = _Head(self.discriminant, self.states.layer, scale, top)
+        self._head = _Head(self.discriminant, self.states.layer, scale)
         self._lock = threading.Lock()
         self._fingerprint: Fingerprint | None = None
 
@@ -198,7 +189,7 @@ class ClosedFormEncoder:
             "ridge": self.ridge,
             "scale": self.scale,
             "top": self.top,
-            "query": self.query,
+            "own": self.own,
         }
 
     @property
@@ -212,11 +203,10 @@ class ClosedFormEncoder:
         with self._lock:
             if self._fingerprint is None:
                 fields = self.states.fields(self._seen)
-                settings = {name: getattr(self, name) for name in ("min_count", "max_stems", "ridge", "scale", "top")}
+                names = ("min_count", "max_stems", "ridge", "scale", "top", "own")
+                settings = {name: getattr(self, name) for name in names}
                 name = f"closed-form {self.states.model.model}"
-                self._fingerprint = Fingerprint.make(
-                    "sparse", name, self.dim, **fields, **settings, query=self.query, version=VERSION
-                )
+                self._fingerprint = Fingerprint.make("sparse", name, self.dim, **fields, **settings, version=VERSION)
             return self._fingerprint
 
     def encode_query(self, texts: Sequence[str], /) -> Encoded[Sparse]:
@@ -228,8 +218,7 @@ class ClosedFormEncoder:
             counts = Counter(key for key in known.keys(text) if key >= 0)
             lengths.append(sum(counts.values()))
             columns, present = self._columns(np.array(sorted(counts), dtype=np.int64))
-            weights = np.array([counts[key] for key in present.tolist()], dtype=np.float32)
-            rows.append((columns, weights * self.discriminant.idf[columns] if self.query == "idf" else weights))
+            rows.append((columns, np.array([counts[key] for key in present.tolist()], dtype=np.float32)))
         meter.count("tokens", sum(lengths))
         return Encoded(self._sparse(rows), np.array(lengths, dtype=np.int64), np.zeros(len(rows), dtype=np.bool_))
 
@@ -244,15 +233,19 @@ class ClosedFormEncoder:
             If the model is not the one whose states were seen.
         """
         self.states.check()
-        read = self.states.reading.read(texts, "document", self._head)
+        passed = [self._passed(text) for text in check_texts(texts)]
+        read = self.states.reading.read(texts, "document", self._head.keeping(self._enough(passed)))
         windows = [read.parts[start:stop] for start, stop in pairwise(read.starts.tolist())]
-        return Encoded(self._sparse(self._joined(windows)), read.counts, read.truncated)
+        return Encoded(self._sparse(map(self._joined, windows, passed)), read.counts, read.truncated)
 
-    def weigh(self, texts: Iterable[Sequence[NDArray[np.floating[Any]]]], /) -> Sparse:
+    def weigh(self, texts: Sequence[str], states: Iterable[Sequence[NDArray[np.floating[Any]]]], /) -> Sparse:
         """Rows of texts whose states are at hand: for each its windows, for each of these ``(t, d)``."""
         torch = extras.load("torch", extra="models")
-        windows = [[self._head.row(torch.tensor(states)) for states in text] for text in texts]
-        return self._sparse(self._joined(windows))
+        dtype = getattr(torch, self.states.reading.view.dtype)
+        passed = [self._passed(text) for text in texts]
+        head = self._head.keeping(self._enough(passed))
+        windows = ([head.row(torch.tensor(window).to(dtype)) for window in text] for text in states)
+        return self._sparse(map(self._joined, windows, passed))
 
     def expansion(self, text: str) -> list[tuple[str, float]]:
         """The words that a text speaks for, and their weights, the heaviest first."""
@@ -272,18 +265,27 @@ class ClosedFormEncoder:
         there = self.discriminant.keys[places] == keys
         return places[there], keys[there]
 
-    def _joined(self, texts: Sequence[Sequence[_Row]]) -> list[_Row]:
-        """The best of each text: what is among them is among the best of its own window."""
-        return [reduce(self._either, windows) for windows in texts]
+    def _passed(self, text: str) -> NDArray[np.int64]:
+        """Columns that a text is to have no weight in."""
+        own = set() if self.own else set(self.states.words.analyzer.keys(text))
+        return self._columns(np.array(sorted(own), dtype=np.int64))[0]
 
-    def _either(self, a: _Row, b: _Row) -> _Row:
-        columns, places = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
+    def _enough(self, passed: Sequence[NDArray[np.int64]]) -> int:
+        """How many of each window are needed, so that the best are among them whichever are passed over."""
+        return self.top + max(map(len, passed), default=0)
+
+    def _joined(self, windows: Sequence[_Row], passed: NDArray[np.int64]) -> _Row:
+        """The best of a text: what is among them is among the best of its own window."""
+        columns, places = np.unique(np.concatenate([columns for columns, _ in windows]), return_inverse=True)
         weights = np.zeros(len(columns), dtype=np.float32)
-        np.maximum.at(weights, places, np.concatenate([a[1], b[1]]))
-        kept = np.sort(np.argsort(-weights, kind="stable")[: self.top])
+        np.maximum.at(weights, places, np.concatenate([weights for _, weights in windows]))
+        weights[np.isin(columns, passed)] = 0
+        best = np.argsort(-weights, kind="stable")[: self.top]
+        kept = np.sort(best[weights[best] > 0])
         return columns[kept], weights[kept]
 
-    def _sparse(self, rows: list[_Row]) -> Sparse:
+    def _sparse(self, made: Iterable[_Row]) -> Sparse:
+        rows = list(made)
         indptr = np.cumsum([0, *(len(columns) for columns, _ in rows)], dtype=np.int64)
         indices = np.concatenate([np.empty(0, dtype=np.int64), *(columns for columns, _ in rows)])
         weights = np.concatenate([np.empty(0, dtype=np.float32), *(weights for _, weights in rows)])
@@ -291,25 +293,31 @@ class ClosedFormEncoder:
 
 
 class _Head:
-    """The best ``top`` stems of each row, from its own tokens' states."""
+    """The best stems of each row, from its own tokens' states."""
 
-    def __init__(self, discriminant: Discriminant, layer: int, scale: float, top: int) -> None:
+    def __init__(self, discriminant: Discriminant, layer: int, scale: float) -> None:
         self.layers = (layer,)
         self._discriminant = discriminant
         self._scale = scale
-        self._top = top
+        self._top = len(discriminant.keys)
         self._tensors: dict[str, tuple[Any, ...]] = {}
+
+    def keeping(self, top: int) -> _Head:
+        """The same, for so many of each row."""
+        out = copy.copy(self)  # what is on a device is shared
+        out._top = top
+        return out
 
     def __call__(self, batch: TokenStates, /) -> list[_Row]:
         return [self.row(batch.states[start:stop]) for start, stop in batch.spans.tolist()]
 
     def row(self, states: Any) -> _Row:
         """From states ``(t, d)`` of one text."""
-        weights, mean, bias = self._on(states.device)
+        weights, mean, bias = self._on(states)
         chunk = max(1, _CELLS // len(weights))
         best = None
         for part in states.split(chunk):
-            scores = ((part.float() - mean) @ weights.T).amax(dim=0)
+            scores = ((part.float() - mean).to(weights.dtype) @ weights.T).amax(dim=0).float()
             best = scores if best is None else best.maximum(scores)
         if best is None:
             raise EmptyText("A text has no state.", "Drop it.")
@@ -322,11 +330,13 @@ class _Head:
         columns = np.sort(best)
         return columns, weights[columns]
 
-    def _on(self, device: Any) -> tuple[Any, ...]:
-        """Weights, mean and bias on the model's device."""
-        if str(device) not in self._tensors:
-            torch = extras.load("torch", extra="models")
+    def _on(self, states: Any) -> tuple[Any, ...]:
+        """Weights, mean and bias where the states are; weights in bfloat16 where these are, for speed."""
+        torch = extras.load("torch", extra="models")
+        dtype = torch.bfloat16 if states.dtype == torch.bfloat16 else torch.float32
+        place = f"{states.device} {dtype}"
+        if place not in self._tensors:
             told = self._discriminant
-            arrays = (told.weights, told.mean, told.bias)
-            self._tensors[str(device)] = tuple(torch.from_numpy(array).to(device) for array in arrays)
-        return self._tensors[str(device)]
+            weights, mean, bias = map(torch.from_numpy, (told.weights, told.mean, told.bias))
+            self._tensors[place] = (weights.to(states.device, dtype), mean.to(states.device), bias.to(states.device))
+        return self._tensors[place]

@@ -98,7 +98,6 @@ class StemStates:
         self._rows: dict[int, int] = {}
         self._words: dict[int, str] = {}
         self._counts = np.zeros(0, dtype=np.int64)
-        self._documents = np.zeros(0, dtype=np.int64)
         self._sums = np.zeros((0, 0))
         self._total = np.zeros(0)
         self._seen = 0
@@ -132,11 +131,6 @@ class StemStates:
     def counts(self) -> NDArray[np.int64]:
         """Tokens of each stem, ``(c,)``, in the order of `keys`."""
         return self._counts[self._order()]
-
-    @property
-    def documents(self) -> NDArray[np.int64]:
-        """Texts with each stem, ``(c,)``, in the order of `keys`."""
-        return self._documents[self._order()]
 
     @property
     def sums(self) -> NDArray[np.float64]:
@@ -230,7 +224,6 @@ class StemStates:
             rows, order = self._places(keys), other._order()
             self._sums[rows] += other._sums[order]
             self._counts[rows] += other._counts[order]
-            self._documents[rows] += other._documents[order]
             for key, word in other._words.items():
                 self._call(key, word)
             self._total += other._total
@@ -246,7 +239,7 @@ class StemStates:
     def seen(self) -> str:
         """What was seen, by its content: SHA-256 of every sum, 32 hexadecimal digits."""
         seen = hashlib.sha256()
-        for part in (self.keys, self.counts, self.documents, self.sums, self._second, self._between, self._total):
+        for part in (self.keys, self.counts, self.sums, self._second, self._between, self._total):
             seen.update(np.ascontiguousarray(part).tobytes())
         return seen.hexdigest()[:32]
 
@@ -302,7 +295,6 @@ class StemStates:
         return {
             "keys": self.keys,
             "counts": self.counts,
-            "documents": self.documents,
             "sums": self.sums,
             "total": self._total,
             "second": self._second,
@@ -313,12 +305,12 @@ class StemStates:
         keys, d = arrays["keys"].tolist(), len(arrays["total"])
         c = len(keys)
         shapes = {name: array.shape for name, array in arrays.items()}
-        stems = {"keys": (c,), "counts": (c,), "documents": (c,), "sums": (c, d if c else 0)}
+        stems = {"keys": (c,), "counts": (c,), "sums": (c, d if c else 0)}
         if shapes != stems | {"total": (d,), "second": (d, d), "between": (d, d)} or len(words) != c:
             raise ValueError(f"its arrays have the shapes {shapes}, and there are {len(words)} words")
         self._rows = {key: row for row, key in enumerate(keys)}
         self._words = dict(zip(keys, words, strict=True))
-        self._counts, self._documents, self._sums = arrays["counts"], arrays["documents"], arrays["sums"]
+        self._counts, self._sums = arrays["counts"], arrays["sums"]
         self._total, self._second, self._between = arrays["total"], arrays["second"], arrays["between"]
         self._of, self.texts, self.left_out = meta["of"], int(meta["texts"]), int(meta["left_out"])
         self._seen = int(meta["tokens"])
@@ -339,15 +331,14 @@ class StemStates:
             numbers = [tokens + first for (tokens, _), first in zip(some, starts[:-1], strict=True)]
             new.observe(np.concatenate(states), np.concatenate(numbers), np.concatenate([keys for _, keys in some]))
         for text in texts:
-            new.count_words(text)
+            new.name(text)
         new.texts = len(texts)
         self.merge(new)
 
-    def count_words(self, text: str) -> None:
-        """Take in which stems, seen before, a text has, and by which words; no state is looked at."""
+    def name(self, text: str) -> None:
+        """Take in by which words a text has stems that were seen."""
         for key, word in self.words.terms(text).items():
-            if (row := self._rows.get(key)) is not None:
-                self._documents[row] += 1
+            if key in self._rows:
                 self._call(key, word)
 
     def _call(self, key: int, word: str) -> None:
@@ -369,7 +360,7 @@ class StemStates:
         lacking = len(self._rows) - len(self._counts)
         if lacking > 0:
             more = max(lacking, len(self._counts) // 2)
-            self._counts, self._documents = (np.pad(a, (0, more)) for a in (self._counts, self._documents))
+            self._counts = np.pad(self._counts, (0, more))
             self._sums = np.concatenate([self._sums, np.zeros((more, len(self._total)))])
         return np.array(rows, dtype=np.int64)
 
@@ -392,7 +383,7 @@ class StemStates:
         self._between += scaled.T @ scaled
         self.left_out += len(lost)
         rows = order[kept]
-        self._counts, self._documents, self._sums = self._counts[rows], self._documents[rows], self._sums[rows]
+        self._counts, self._sums = self._counts[rows], self._sums[rows]
         self._rows = {key: row for row, key in enumerate(keys[kept].tolist())}
         self._words = {key: self._words[key] for key in self._rows if key in self._words}
 
