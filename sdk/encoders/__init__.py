@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from reperio.encoders.remote import RemoteEncoder as RemoteEncoder
     from reperio.encoders.remote import RemoteSparseEncoder as RemoteSparseEncoder
     from reperio.encoders.remote_limits import Limits as Limits
-    from reperio.encoders.remote_reading import Reading as Reading
+    from reperio.encoders.remote_reading import RemoteReading as RemoteReading
     from reperio.encoders.sparse import SparseEncoder as SparseEncoder
     from reperio.encoders.summed import DenseSum as DenseSum
     from reperio.encoders.summed import SparseSum as SparseSum
@@ -64,7 +64,7 @@ _EXPORTS = {
     "RecallLoss": "reperio.encoders.bridged",
     "RelativeEncoder": "reperio.encoders.relative",
     "Limits": "reperio.encoders.remote_limits",
-    "Reading": "reperio.encoders.remote_reading",
+    "RemoteReading": "reperio.encoders.remote_reading",
     "RemoteEncoder": "reperio.encoders.remote",
     "RemoteSparseEncoder": "reperio.encoders.remote",
     "SparseEncoder": "reperio.encoders.sparse",
@@ -101,10 +101,10 @@ __all__ = [
     "ParallelEncoder",
     "ProjectedEncoder",
     "Projection",
-    "Reading",
     "RecallLoss",
     "RelativeEncoder",
     "RemoteEncoder",
+    "RemoteReading",
     "RemoteSparseEncoder",
     "SparseEncoder",
     "SparseSum",

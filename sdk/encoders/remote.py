@@ -11,13 +11,13 @@ from reperio.embeddings import Dense, Sparse
 from reperio.encoders.remote_answers import sparse_rows
 from reperio.encoders.remote_endpoint import Endpoint, Prompts
 from reperio.encoders.remote_limits import Limits
-from reperio.encoders.remote_reading import Reading
+from reperio.encoders.remote_reading import RemoteReading
 from reperio.encoders.remote_wire import API, TEISparse, dense_wire
 from reperio.errors import ConfigurationError, InvalidResponse
 from reperio.protocols import Spec
 from reperio.types import Fingerprint
 
-__all__ = ["Limits", "Reading", "RemoteEncoder", "RemoteSparseEncoder"]
+__all__ = ["Limits", "RemoteEncoder", "RemoteReading", "RemoteSparseEncoder"]
 
 _UNIT = 1e-3  # how far a vector's length may be from 1 to count as normalised
 
@@ -80,7 +80,7 @@ class RemoteEncoder(Endpoint[Dense]):
         api_key_env: str | None = None,
         prompts: Prompts | None = None,
         dimensions: int | None = None,
-        reading: Reading | None = None,
+        reading: RemoteReading | None = None,
         limits: Limits | None = None,
     ) -> None:
         if dimensions is not None and dimensions < 1:
@@ -165,7 +165,7 @@ class RemoteSparseEncoder(Endpoint[Sparse]):
         dim: int,
         api_key_env: str | None = None,
         prompts: Prompts | None = None,
-        reading: Reading | None = None,
+        reading: RemoteReading | None = None,
         limits: Limits | None = None,
     ) -> None:
         if dim < 1:

@@ -23,7 +23,7 @@ from reperio.encoders.remote_client import Client
 from reperio.encoders.remote_job import Job, prepare
 from reperio.encoders.remote_limits import Limits
 from reperio.encoders.remote_loop import Background
-from reperio.encoders.remote_reading import Reading, Tokenizer
+from reperio.encoders.remote_reading import RemoteReading, Tokenizer
 from reperio.encoders.remote_sending import Sending
 from reperio.encoders.remote_wire import Wire
 from reperio.encoders.texts import check_batch
@@ -70,13 +70,13 @@ class Endpoint(ABC, Generic[E]):
         *,
         api_key_env: str | None,
         prompts: Prompts | None,
-        reading: Reading | None,
+        reading: RemoteReading | None,
         limits: Limits | None,
     ) -> None:
         self.url = _checked_url(url)
         self.api_key_env = api_key_env
         self.prompts = _checked_prompts(prompts)
-        self.reading = reading or Reading()
+        self.reading = reading or RemoteReading()
         self.limits = limits or Limits()
         self.transport: Any = None
         self._sending = Sending(wire, self.limits, self._check)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.encoders.remote_reading import Reading, Tokenizer
+from reperio.encoders.remote_reading import RemoteReading, Tokenizer
 from reperio.encoders.texts import check_texts
 from reperio.errors import EmptyText, TruncationError
 
@@ -73,7 +73,7 @@ def prepare(
     texts: Sequence[object],
     prompt: str | Mapping[str, Any],
     *,
-    reading: Reading,
+    reading: RemoteReading,
     tokenizer: Tokenizer | None,
     start: int,
 ) -> Job:
@@ -116,7 +116,7 @@ def prepare(
     return job
 
 
-def _cut(job: Job, texts: Sequence[str], prompt: str, reading: Reading, tokenizer: Tokenizer) -> None:
+def _cut(job: Job, texts: Sequence[str], prompt: str, reading: RemoteReading, tokenizer: Tokenizer) -> None:
     """Make pieces that the model reads whole, by the policy that was chosen."""
     limit = reading.max_tokens or 0
     over = np.flatnonzero(job.counts > limit)

@@ -16,13 +16,13 @@ from reperio.encoders.dense import OnTruncation
 from reperio.errors import ConfigurationError, NotFound
 from reperio.models.windows import Frame
 
-__all__ = ["Reading", "Tokenizer"]
+__all__ = ["RemoteReading", "Tokenizer"]
 
 _TEXTS_AT_ONCE = 256  # what `tokenizers` returns of a text weighs far more than the text
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RemoteReading:
     """How texts are counted before they are sent, and what becomes of one that is too long.
 
     Attributes

