@@ -22,6 +22,7 @@ NAMES = [
         "imports",
         "encode",
         "packing",
+        "sparse_encode",
         "bm25",
         "lexical",
         "learned_sparse",
