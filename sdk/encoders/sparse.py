@@ -84,9 +84,6 @@ class SparseEncoder:
     ) -> None:
         folder = Path(model.model if isinstance(model, LanguageModel) else model)
         layout = read_layout(folder) if folder.is_dir() else None
-        if layout is not None and layout.queries is not None:
-            problem = f"{folder} weighs queries by a table, without the model."
-            raise ConfigurationError(problem, "Use InferenceFreeEncoder, which reads both.")
         if not isinstance(model, LanguageModel):
             model = (
                 LanguageModel(folder if layout is None else layout.model) if folder.is_dir() else LanguageModel(model)
@@ -104,6 +101,7 @@ class SparseEncoder:
         self._lock = threading.RLock()
         self._loaded: tuple[Reading, VocabularyHead, Screen | None] | None = None
         self._fingerprint: Fingerprint | None = None
+        self._settled = False
         if folder.is_dir():
             self._settle(layout)
         self._made()  # says at once what is wrong with a setting
@@ -218,8 +216,8 @@ class SparseEncoder:
         write_pooling(folder, pooling=pooling, activation=activation, dim=head.dim)
 
     def _encode(self, texts: Sequence[str], role: Role) -> Encoded[Sparse]:
-        top_n = self.limit(role)
         reading, head, screen = self._load()
+        top_n = self.limit(role)
         pooling, activation = self.pooling or "max", self.activation or "relu"
         pool = Saturation(head, pooling=pooling, activation=activation, top_n=top_n, screen=screen)
         read = reading.read(texts, role, pool)
@@ -232,7 +230,7 @@ class SparseEncoder:
     def _load(self) -> tuple[Reading, VocabularyHead, Screen | None]:
         with self._lock:
             if self._loaded is None:
-                if self.pooling is None:  # of a name, whose files are here only now
+                if not self._settled:  # of a name, whose files are here only now
                     folder = self.model.folder
                     self._settle(None if folder is None else read_layout(folder))
                 reading = self._made()
@@ -251,6 +249,9 @@ class SparseEncoder:
 
     def _settle(self, layout: SparseLayout | None) -> None:
         """Take from the model's files what nobody has said."""
+        if layout is not None and layout.queries is not None:
+            problem = f"{self.model.model} weighs queries by a table, without the model."
+            raise ConfigurationError(problem, "Use InferenceFreeEncoder, which reads both.")
         told = layout or SparseLayout(Path())
         for name in ("pooling", "activation"):
             given, known = getattr(self, name), getattr(told, name)
@@ -263,6 +264,7 @@ class SparseEncoder:
         self.top_n = told.top_n if self.top_n is None else self.top_n
         self.prompts = dict(told.prompts) if self.prompts is None else self.prompts
         self.max_tokens = told.max_tokens if self.max_tokens is None else self.max_tokens
+        self._settled = True
 
     def limit(self, role: Role) -> int | None:
         """How many words are kept of a text of this role; all where None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -128,7 +129,7 @@ class TokenWeights:
         """Columns from here on hold counts: none does."""
         return self.dim
 
-    @property
+    @cached_property
     def fingerprint(self) -> Fingerprint:
         """What must be equal for two rows to compare: the table and the tokenizer."""
         told = {"tokenizer": self._tokenizer.to_str().encode(), "weights": self.weights.tobytes()}

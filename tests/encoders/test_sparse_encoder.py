@@ -140,6 +140,21 @@ def test_what_it_saves_both_open(bert: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(peer.encode_query(TEXTS).to_dense().numpy(), wanted, rtol=0, atol=1e-5)
 
 
+def test_a_name_has_its_files_looked_at_when_they_are_here(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer_of(bert, "sum", "log1p_relu").save(str(tmp_path / "saved"))
+    monkeypatch.setattr("reperio.models.language_model.locate", lambda name, revision: tmp_path / "saved")
+    encoder = SparseEncoder("somebody/a-model-on-the-hub", pooling="sum")
+    assert encoder.activation is None
+    found = encoder.encode_document(TEXTS).embeddings
+    assert (encoder.pooling, encoder.activation) == ("sum", "log1p_relu")
+    wanted = SparseEncoder(tmp_path / "saved").encode_document(TEXTS).embeddings
+    np.testing.assert_allclose(dense(found), dense(wanted), rtol=0, atol=1e-6)
+    with pytest.warns(UserWarning, match="pooling is 'max'"):
+        SparseEncoder("somebody/a-model-on-the-hub", pooling="max").encode_document(["a text"])
+
+
 def test_the_files_win_over_another_pooling_and_say_so(bert: Path, tmp_path: Path) -> None:
     peer_of(bert, "sum").save(str(tmp_path / "saved"))
     with pytest.warns(UserWarning, match="pooling is 'max'.*'sum'"):
