@@ -171,7 +171,7 @@ class DecoderEncoder:
 
     def _vectors(self, texts: Sequence[str], role: Role, *, start: int = 0) -> Encoded[Dense]:
         layout, pooling, readings = self._settled
-        head: Head[Any] = _Vectors(pooling, dim=layout.dim, normalize=layout.normalize)
+        head = _head(pooling, layout)
         read = readings[role].read(texts, role, head, start=start)
         if not read.parts:
             return Encoded(np.empty((0, self.dim), dtype=np.float32), read.counts, read.truncated)
@@ -267,6 +267,10 @@ class _Vectors:
             vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
         out: Dense = vectors.cpu().numpy()
         return out
+
+
+def _head(pooling: Head[Any], layout: Layout) -> Head[Any]:
+    return _Vectors(pooling, dim=layout.dim, normalize=layout.normalize)
 
 
 def _told(pooling: Head[Any]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reperio import extras
 from reperio.errors import ConfigurationError, UnsupportedOperation
@@ -43,7 +43,7 @@ class StandIn:
     """
 
     config: Any
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file} is no JSON: {error}", "Fetch the checkpoint again.") from error
     if not isinstance(found, dict):
         raise ConfigurationError(f"{file} holds a {type(found).__name__}.", "It must hold an object.")
-    return found
+    return cast("dict[str, Any]", found)
 
 
 def stand_in(folder: Path) -> StandIn | None:

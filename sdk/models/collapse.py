@@ -68,7 +68,7 @@ class CollapseReport:
             Without the extra ``plot``.
         """
         figure: Figure = extras.load("matplotlib.figure", extra="plot").Figure(figsize=(5, 3.2), layout="constrained")
-        axes = figure.subplots()
+        axes: Any = figure.subplots()
         for temperature, cosines in zip(self.temperatures, self.cosines, strict=True):
             axes.plot(self.edges, cosines, marker="o", markersize=4, label=f"τ = {temperature}")
         axes.set_xlabel("tokens, at least")

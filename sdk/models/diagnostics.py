@@ -74,10 +74,11 @@ def invariance(one: Values, other: Values) -> float:
     """
     a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (one, other))
     scores = a @ b.T / _TEMPERATURE
-    losses = []
+    losses: list[float] = []
     for some in (scores, scores.T):
         top = some.max(axis=1)
-        losses.append((np.log(np.exp(some - top[:, None]).sum(axis=1)) + top - some.diagonal()).mean())
+        each = np.log(np.exp(some - top[:, None]).sum(axis=1)) + top - some.diagonal()
+        losses.append(float(each.mean()))
     return float(1 - np.mean(losses) / np.log(len(a)))
 
 

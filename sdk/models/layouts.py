@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from reperio import extras
 from reperio.errors import ConfigurationError, UnsupportedOperation
@@ -87,7 +87,7 @@ class Layout:
     source: str = "plain"
     attention: str = "own"
     pooling: Head[Any] | None = None
-    prompts: Mapping[Role, str] = field(default_factory=dict)
+    prompts: Mapping[Role, str] = field(default_factory=dict[Role, str])
     normalize: bool = True
     dim: int | None = None
     max_tokens: int | None = None
@@ -121,7 +121,8 @@ def read_layout(folder: Path | None, *, adapter: Path | None = None, network: An
         return _nv_embed(folder, config, network)
     told = next((home for home in homes if (home / "llm2vec_config.json").is_file()), None)
     code: Mapping[str, Any] = config.get("auto_map") or {}
-    names = [*(config.get("architectures") or []), *map(str, code.values())]
+    listed: list[str] = config.get("architectures") or []
+    names = [*listed, *map(str, code.values())]
     if told is not None or any(_BOTH_WAYS.search(name) for name in names):
         return _llm2vec({} if told is None else read_json(told / "llm2vec_config.json"))
     if (folder / "modules.json").is_file():
@@ -134,7 +135,10 @@ def read_layout(folder: Path | None, *, adapter: Path | None = None, network: An
 
 
 def _llm2vec(told: Mapping[str, Any]) -> Layout:
-    """LLM2Vec: its instruction is left out of the mean, the text and all after it counts."""
+    """LLM2Vec: its instruction is left out of the mean, the text and all after it counts.
+
+    A text is cut at ``max_length`` tokens; its own encoder cuts once more, by words, at about ``doc_max_length``.
+    """
     mode = told.get("pooling_mode", "mean")
     if mode not in _LLM2VEC:
         raise ConfigurationError(f"llm2vec_config.json names the pooling {mode!r}.", f"Known: {', '.join(_LLM2VEC)}.")
@@ -212,9 +216,10 @@ def _modules(file: Path) -> list[dict[str, Any]]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigurationError(f"{file} is no JSON: {error}", "Fetch the checkpoint again.") from error
-    if not (isinstance(found, list) and found and all({"type", "path"} <= set(module) for module in found)):
+    modules = cast("list[dict[str, Any]]", found) if isinstance(found, list) else []
+    if not modules or not all({"type", "path"} <= set(module) for module in modules):
         raise ConfigurationError(f"{file} lists no modules.", "Each has a type and a path.")
-    return found
+    return modules
 
 
 def _plain_reading(folder: Path) -> int | None:

@@ -113,7 +113,9 @@ def ragged(states: Any, spans: NDArray[np.int64], reduce: str, *, ramp: bool = F
     """
     torch = extras.load("torch", extra="models")
     lengths = spans[:, 1] - spans[:, 0]
-    at = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # each token's place in its span
+    at: Any = np.arange(lengths.sum()) - np.repeat(
+        np.cumsum(lengths) - lengths, lengths
+    )  # each token's place in its span
     kept = states[torch.from_numpy(at + np.repeat(spans[:, 0], lengths)).to(states.device)].float()
     if ramp:
         weights = (at + 1) / np.repeat(lengths * (lengths + 1) / 2, lengths)

@@ -49,7 +49,7 @@ class TrainablePooling(torch.nn.Module):  # type: ignore[misc]
     names: tuple[str, ...] = ()
 
     def __init__(self, settings: Mapping[str, Any], folder: str | Path | None = None) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.settings = dict(settings) if folder is None else _read(type(self), Path(folder))
         self.folder = None if folder is None else Path(folder)
         missing = [name for name, value in self.settings.items() if value is None]

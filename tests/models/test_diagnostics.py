@@ -98,7 +98,7 @@ def minilm() -> LanguageModel:
 
 
 def test_of_minilm_the_last_layer_is_chosen_which_it_was_trained_for(minilm: LanguageModel) -> None:
-    report = choose_layer(minilm, TEXTS[:24], max_tokens=64)
+    report = choose_layer(minilm, TEXTS[:16], max_tokens=48)
     assert report.layer == 6
     assert report.pooling.spec == Pooling("mean", layer=6).spec
     assert report.invariance[6] > report.invariance[1:6].max() + 0.1
@@ -135,13 +135,13 @@ def test_what_is_read_in_passing_is_read_whole(minilm: LanguageModel) -> None:
 
 
 def test_the_cosines_of_a_bucket_are_those_of_all_its_pairs(minilm: LanguageModel) -> None:
-    found = length_collapse(minilm, iter(TEXTS), edges=(1, 48, 1000), temperatures=(1.0, 0.8), max_tokens=128)
+    found = length_collapse(minilm, iter(TEXTS), edges=(1, 48, 1000), temperatures=(1.0, 0.8), max_tokens=64)
     for row, temperature in enumerate(found.temperatures):
         encoder = DecoderEncoder(
-            minilm, attention=View(temperature=temperature), pooling=Pooling(), max_tokens=128, on_truncation="warn"
+            minilm, attention=View(temperature=temperature), pooling=Pooling(), max_tokens=64, on_truncation="warn"
         )
         encoded = encoder.encode_document(TEXTS)
-        lengths = np.minimum(encoded.token_counts, 128)
+        lengths = np.minimum(encoded.token_counts, 64)
         for place, inside in enumerate((lengths < 48, lengths >= 48)):
             vectors = encoded.embeddings[inside]
             cosines = (vectors @ vectors.T)[~np.eye(len(vectors), dtype=bool)]

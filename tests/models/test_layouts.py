@@ -91,8 +91,10 @@ def check_equal(folder: Path, **settings: Any) -> DecoderEncoder:
 # sentence-transformers
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "weightedmean", "lasttoken"])
-@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize(
+    ("pooling", "normalized"),
+    [("cls", True), ("mean", False), ("max", True), ("weightedmean", False), ("lasttoken", True)],
+)
 def test_every_pooling_of_sentence_transformers_is_read(
     tmp_path: Path, plain_llama: Path, pooling: str, normalized: bool
 ) -> None:
