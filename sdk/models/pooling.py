@@ -113,11 +113,10 @@ def ragged(states: Any, spans: NDArray[np.int64], reduce: str, *, ramp: bool = F
     """
     torch = extras.load("torch", extra="models")
     lengths = spans[:, 1] - spans[:, 0]
-    at: Any = np.arange(lengths.sum()) - np.repeat(
-        np.cumsum(lengths) - lengths, lengths
-    )  # each token's place in its span
+    firsts = np.cumsum(lengths) - lengths
+    at: NDArray[np.int64] = np.arange(int(lengths.sum())) - np.repeat(firsts, lengths)  # a token's place in its span
     kept = states[torch.from_numpy(at + np.repeat(spans[:, 0], lengths)).to(states.device)].float()
     if ramp:
-        weights = (at + 1) / np.repeat(lengths * (lengths + 1) / 2, lengths)
+        weights: NDArray[np.float64] = (at + 1) / np.repeat(lengths * (lengths + 1) / 2, lengths)
         kept = kept * torch.from_numpy(weights).to(kept)[:, None]
     return torch.segment_reduce(kept, reduce, lengths=torch.from_numpy(lengths).to(states.device), axis=0)
