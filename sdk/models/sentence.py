@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from reperio import extras
 from reperio.embeddings import Dense, check_dense
 from reperio.errors import ConfigurationError
 from reperio.models.checkpoint import tensors_digest, tokenizer_digest, weight_files, weights_digest
-from reperio.models.inputs import ROLES, Role, prompt_for, text_input
+from reperio.models.inputs import ROLES, Role, TextInput, prompt_for, text_input
 from reperio.models.windows import Tokens
 
 __all__ = ["SentenceModel", "SentenceTransformerLike", "load"]
@@ -67,7 +67,7 @@ class SentenceModel:
         self._model = model if normalize is not False else _without_normalization(model)
         self._folder = folder
         self._normalize = bool(normalize)
-        self.inputs = {role: text_input(model, role, max_tokens) for role in ROLES}
+        self.inputs: Mapping[Role, TextInput] = {role: text_input(model, role, max_tokens) for role in ROLES}
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.normalized = self._normalize or (_ends_normalized(self._model) and model.truncate_dim is None)
         [row] = self.inputs["query"].tokenize(["a"])

@@ -91,9 +91,10 @@ class Frame:
 
 def padded(rows: Sequence[Tokens], *, pad: int, left: bool = False) -> dict[str, NDArray[np.int64]]:
     """``input_ids`` and ``attention_mask`` of rows, ``(n, longest)``."""
-    lengths = np.array([len(row) for row in rows])
-    places = np.arange(lengths.max())[None]
-    mask = places >= lengths.max() - lengths[:, None] if left else places < lengths[:, None]
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    width = int(lengths.max())
+    places = np.broadcast_to(np.arange(width, dtype=np.int64), (len(rows), width))
+    mask: NDArray[np.bool_] = places >= width - lengths[:, None] if left else places < lengths[:, None]
     ids = np.full(mask.shape, pad, dtype=np.int64)
     ids[mask] = np.concatenate(rows)
     return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}

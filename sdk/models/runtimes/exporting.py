@@ -8,7 +8,7 @@ import logging
 import pydoc
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -187,7 +187,7 @@ def _states_of(torch: Any, transformer: Any, *, types: bool) -> Any:
 
     class States(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
-            super().__init__()
+            torch.nn.Module.__init__(self)
             self.transformer = transformer
 
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
@@ -251,7 +251,7 @@ def _digest(folder: Path) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Tracers warn of every branch that a model takes; the probe tells whether one mattered."""
     loggers = [logging.getLogger(), logging.getLogger("transformers")]
     levels = [logger.level for logger in loggers]

@@ -81,17 +81,17 @@ def normalized(vectors: Dense) -> Dense:
 
 def _pooled(step: Mapping[str, Any], states: States, mask: Mask, prompt: int) -> Dense:
     starts = mask.argmax(axis=1)[:, None]  # of the text: behind padding on the left
-    places = np.arange(mask.shape[1])[None] - starts
-    kept = mask if step["include_prompt"] else mask * (places >= prompt)
+    places = np.broadcast_to(np.arange(mask.shape[1], dtype=np.int64), mask.shape) - starts
+    kept: Mask = mask if step["include_prompt"] else mask * (places >= prompt)
     rows, parts = np.arange(len(states)), list[Dense]()
-    some = kept.any(axis=1)
+    some: NDArray[np.bool_] = np.any(kept, axis=1)
     for mode in step["modes"]:
         if mode == "cls":
             parts.append(states[rows, kept.argmax(axis=1)])
         elif mode == "lasttoken":
             last = mask.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)
             # Where the prompt leaves nothing, the library takes the first place, and its mask makes it zero.
-            parts.append(states[rows, np.where(some, last, 0)] * some.reshape(-1, 1))
+            parts.append(states[rows, np.where(some, last, 0)] * some[:, None])
         elif mode == "max":
             parts.append(np.where(kept[..., None] != 0, states, -np.inf).max(axis=1))
         else:

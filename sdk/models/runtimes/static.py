@@ -20,7 +20,7 @@ from reperio.artifacts import loading
 from reperio.embeddings import Dense, check_dense
 from reperio.errors import ConfigurationError, CorruptArtifact
 from reperio.models.checkpoint import tokenizer_digest, weight_files, weights_digest
-from reperio.models.inputs import ROLES, Role, prompt_for
+from reperio.models.inputs import ROLES, Role, TextInput, prompt_for
 from reperio.models.runtimes.heads import normalized
 from reperio.models.runtimes.plain import open_tokenizer, tokenized
 from reperio.models.windows import Frame, Tokens
@@ -97,7 +97,7 @@ class StaticModel:
             definition = (place / "tokenizer.json").read_text("utf-8")
             tokenizer = open_tokenizer(definition, extra=_EXTRA)
             config, said = _json(place / "config.json", {}), _json(folder / "config_sentence_transformers.json", {})
-            cut = (json.loads(definition)["truncation"] or {}).get("max_length")
+            cut: Any = json.loads(definition)["truncation"]
         own = _checked(folder, names, tensors)
         self._table: NDArray[Any] = tensors["embeddings" if own else "embedding.weight"]
         self._mapping, self._shares = tensors.get("mapping"), tensors.get("weights")
@@ -106,12 +106,16 @@ class StaticModel:
         self._truncate: int | None = said.get("truncate_dim")
         self.normalized = self._last[1] or (self._last[0] and self._truncate is None)
         self.dim = min(self._table.shape[1], self._truncate or self._table.shape[1])
-        saved = config.get("max_length", _LENGTH) if own else cut
+        saved: int | None = config.get("max_length", _LENGTH) if own else cut and cut["max_length"]
         prompts = SimpleNamespace(
             prompts=said.get("prompts") or {}, default_prompt_name=said.get("default_prompt_name")
         )
-        unknown, frame = _unknown(tokenizer) if own else None, Frame(limit=max_tokens or saved)
-        self.inputs = {role: _Bag(tokenizer, prompt_for(prompts, role), frame, unknown) for role in ROLES}
+        self._unknown = _unknown(tokenizer) if own else None
+        frame = Frame(limit=max_tokens or saved)
+        self._prompts = {role: prompt_for(prompts, role) for role in ROLES}
+        self.inputs: Mapping[Role, TextInput] = {
+            role: _Bag(tokenizer, self._prompts[role], frame, self._unknown) for role in ROLES
+        }
 
     def forward(self, rows: Sequence[Tokens], role: Role) -> Dense:
         """Embeddings of rows, ``(n, d)``, float32.
@@ -135,17 +139,16 @@ class StaticModel:
 
     def fields(self) -> dict[str, Any]:
         """Everything that its numbers hang on, for a fingerprint: what torch's says, where they are the same."""
-        bags = self.inputs
-        unknown = {} if bags["document"].unknown is None else {"unknown": "left out"}
+        unknown = {} if self._unknown is None else {"unknown": "left out"}
         return {
             "weights": weights_digest(self._folder),
             "tokenizer": tokenizer_digest(self._folder),
             "modules": ["StaticEmbedding", *["Normalize"] * self._last[0]],
             "pooling": [],
-            "prompts": {role: bags[role].prompt for role in ROLES},
+            "prompts": self._prompts,
             "normalized": self.normalized,
             "dtype": self.dtype,
-            "max_tokens": bags["document"].frame.limit,
+            "max_tokens": self.inputs["document"].frame.limit,
             **unknown,
         }
 
