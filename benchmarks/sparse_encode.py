@@ -33,7 +33,7 @@ from reperio.models.screening import Screen
 
 DATA = Path(os.environ.get("REPERIO_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 TEXTS = int(os.environ.get("REPERIO_SPARSE_TEXTS", "64"))
-MEMORY_TEXTS = 128
+MEMORY_TEXTS = 64
 REPEATS = 3
 WORDS = {"200 words a text": 200, "3000 words a text": 3000}
 
@@ -141,8 +141,6 @@ def _peak(way: str, path: Path) -> dict[str, float]:
 
 
 def _child(way: str, path: Path) -> None:
-    import resource
-
     texts = _texts(MEMORY_TEXTS)
     if way == "reperio":
         encoder = SparseEncoder(path)
@@ -151,9 +149,15 @@ def _child(way: str, path: Path) -> None:
         peer = _peer(path)
         encode = lambda some: peer.encode(some, show_progress_bar=False)  # noqa: E731
     encode(texts[:1])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far, which was of loading
+    before = _kibibytes("VmRSS")
     encode(texts)
-    print(json.dumps({"mebibytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+    print(json.dumps({"mebibytes": (_kibibytes("VmHWM") - before) / 1024}))
+
+
+def _kibibytes(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 if __name__ == "__main__":
