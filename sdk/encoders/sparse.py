@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from reperio.models.language_model import LanguageModel
 from reperio.models.saturation import Activation, Saturation, Strength, Weights, check_saturation, pruned
 from reperio.models.screening import Screen
 from reperio.models.view import View
-from reperio.models.vocabulary import VocabularyHead, word
+from reperio.models.vocabulary import VocabularyHead
 from reperio.protocols import Spec
 from reperio.types import Encoded, Fingerprint
 
-__all__ = ["SparseEncoder"]
+__all__ = ["SparseEncoder", "word"]
 
 VERSION = 1
 """Raised whenever the same model would give other weights here."""
@@ -282,3 +282,9 @@ def _strongest(parts: Sequence[Weights]) -> Weights:
     weights = np.zeros(len(columns), dtype=np.float32)
     np.maximum.at(weights, place, np.concatenate([weights for _, weights in parts]))
     return columns, weights
+
+
+def word(tokenizer: Any, token: int) -> str:
+    """A token as people read it; as the tokenizer keeps it where it is part of a character, or a space."""
+    plain = str(tokenizer.decode([token])).strip()
+    return plain if plain and "\N{REPLACEMENT CHARACTER}" not in plain else str(tokenizer.convert_ids_to_tokens(token))

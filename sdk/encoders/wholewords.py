@@ -32,16 +32,19 @@ class Reduced:
     Attributes
     ----------
     embeddings
-        The vectors that remain, each of length one, in the order in which their words first come.
+        The vectors that remain, in the order in which their words first come.
     merged
         How many vectors of each text went into another one of the same word, ``(n,)``, int64.
     dropped
         How many words of each text were left out, ``(n,)``, int64.
+    words
+        For each text, the word of each vector that remains; None for one that belongs to no word.
     """
 
     embeddings: MultiVector
     merged: NDArray[np.int64]
     dropped: NDArray[np.int64]
+    words: list[list[str | None]]
 
     @property
     def saved(self) -> float:
@@ -54,7 +57,7 @@ class WholeWords:
     """Merges the vectors of each word of a document into one, and leaves out words that say little.
 
     A word cut into pieces, or used several times, gets one vector: the mean of all of theirs, scaled to length one.
-    It is for the documents of late interaction; queries keep their vectors.
+    It is for the documents of late interaction; queries keep their vectors unless ``queries`` is set.
 
     Parameters
     ----------
@@ -66,6 +69,10 @@ class WholeWords:
         the list costs quality: `benchmarks/multivector.py` measures both.
     punctuation
         Whether to keep words without a letter or a digit.
+    queries
+        Whether an encoder merges the words of queries too, as ColBERTer does.
+    normalize
+        Whether each vector is scaled to length one; False leaves the plain mean, which ColBERTer's gate reads.
 
     Raises
     ------
@@ -77,8 +84,7 @@ class WholeWords:
     Notes
     -----
     Hofstätter, Khattab, Althammer, Sertkan and Hanbury: Introducing Neural Bag of Whole-Words with ColBERTer. CIKM
-    2022. There queries are merged as well, and a gate is trained that leaves words out by their context; here a list
-    does.
+    2022. There a gate is trained that leaves words out by their context: `reperio.encoders.WordGate`; here a list does.
 
     Examples
     --------
@@ -89,11 +95,18 @@ class WholeWords:
     """
 
     def __init__(
-        self, language: str = "english", *, stopwords: bool | Sequence[str] = False, punctuation: bool = False
+        self,
+        language: str = "english",
+        *,
+        stopwords: bool | Sequence[str] = False,
+        punctuation: bool = False,
+        queries: bool = False,
+        normalize: bool = True,
     ) -> None:
         if isinstance(stopwords, str):
             raise InvalidInput(f"stopwords is the text {stopwords!r}.", "Pass True, False or a list of words.")
         self.language, self.punctuation = language, punctuation
+        self.queries, self.normalize = queries, normalize
         self._stopwords = stopwords if isinstance(stopwords, bool) else list(stopwords)
         if isinstance(stopwords, bool):
             self.stopwords = stop_words(language) if stopwords else frozenset[str]()
@@ -108,6 +121,8 @@ class WholeWords:
             "language": self.language,
             "stopwords": self._stopwords,
             "punctuation": self.punctuation,
+            "queries": self.queries,
+            "normalize": self.normalize,
         }
 
     def reduce(self, embeddings: MultiVector, words: Sequence[Sequence[str | None]]) -> Reduced:
@@ -135,6 +150,7 @@ class WholeWords:
         before = np.diff(checked.offsets)
         _check(words, before)
         places, sizes, dropped = list[NDArray[np.int64]](), [0], list[int]()
+        names = list[list[str | None]]()
         for row in words:
             seats = dict[str | int, int]()
             own = [seats.setdefault(i if word is None else word, len(seats)) for i, word in enumerate(row)]
@@ -145,9 +161,14 @@ class WholeWords:
             places.append(seat[own])
             sizes.append(sizes[-1] + int(kept.sum()))
             dropped.append(int((~kept).sum()))
+            names.append([None if isinstance(word, int) else word for word, k in zip(seats, kept, strict=True) if k])
         offsets, left_out = np.array(sizes, dtype=np.int64), np.array(dropped, dtype=np.int64)
         vectors = _means(checked.vectors, np.concatenate([offsets[:0], *places]), sizes[-1])
-        return Reduced(MultiVector(vectors, offsets), before - np.diff(offsets) - left_out, left_out)
+        if self.normalize:
+            lengths = np.sqrt(np.einsum("wd,wd->w", vectors, vectors))
+            lengths[lengths == 0] = 1
+            vectors /= lengths[:, None]
+        return Reduced(MultiVector(vectors, offsets), before - np.diff(offsets) - left_out, left_out, names)
 
     def _keeps(self, word: str) -> bool:
         return word not in self.stopwords and (self.punctuation or any(map(str.isalnum, word)))
@@ -211,12 +232,10 @@ def _check(words: Sequence[Sequence[object]], counts: NDArray[np.int64]) -> None
 
 
 def _means(vectors: Dense, places: NDArray[np.int64], count: int) -> Dense:
-    """The mean direction of the vectors for each place, ``(count, d)``; -1 is left out."""
+    """The mean of the vectors for each place, ``(count, d)``; -1 is left out."""
     kept = np.flatnonzero(places >= 0)
     kept = kept[np.argsort(places[kept], kind="stable")]
     starts = np.searchsorted(places[kept], np.arange(count))
     sums: Dense = np.add.reduceat(vectors[kept], starts, axis=0) if count else vectors[:0]
-    lengths = np.sqrt(np.einsum("wd,wd->w", sums, sums))
-    lengths[lengths == 0] = 1
-    sums /= lengths[:, None]
+    sums /= np.bincount(places[kept], minlength=count).astype(np.float32)[:, None]
     return sums

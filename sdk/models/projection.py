@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from reperio.errors import ConfigurationError
 from reperio.models.states import Head, TokenStates
-from reperio.models.trainable import TrainablePooling, torch
+from reperio.models.trainable import CONFIG, TrainablePooling, torch
 from reperio.protocols import Spec
 
-__all__ = ["Projected", "Projection"]
+__all__ = ["Projected", "Projection", "TokenProjection"]
 
 _PLACES = ("module_input_name", "module_output_name")
 
@@ -93,6 +94,59 @@ class Projection(TrainablePooling):
             return self.project(batch)
         batch["sentence_embedding"] = self.project(batch["sentence_embedding"])
         return batch
+
+
+class TokenProjection(Projection):
+    """The same over the states of tokens, each by itself: what a late-interaction model has after its transformer.
+
+    Parameters are those of `Projection`.
+
+    Examples
+    --------
+    >>> projection = TokenProjection.random(384, 128)
+    >>> projection.dim, sum(weight.numel() for weight in projection.parameters())
+    (128, 49152)
+    """
+
+    @classmethod
+    def random(cls, in_features: int, out_features: int, *, seed: int = 0) -> Self:
+        """Rows that are orthogonal to each other: what there is before any training."""
+        if not 0 < out_features <= in_features:
+            raise ConfigurationError(f"{out_features} dimensions of {in_features} are asked for.", "Use fewer.")
+        drawn = torch.empty(out_features, in_features)
+        torch.nn.init.orthogonal_(drawn, generator=torch.Generator().manual_seed(seed))
+        return cls.of(drawn)
+
+    @classmethod
+    def of(cls, weight: Any, bias: Any = None) -> Self:
+        """A layer of this weight, ``(out, in)``, and bias, ``(out,)``."""
+        out = cls(weight.shape[1], weight.shape[0], bias=bias is not None)
+        out.fill({"linear.weight": weight, **({} if bias is None else {"linear.bias": bias})}, Path("weight"))
+        return out
+
+    @classmethod
+    def understood(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """What ``Dense`` leaves out is what it does then; whatever it is said to read, it stands after tokens here."""
+        rest = {name: value for name, value in settings.items() if name not in _PLACES}
+        return super().understood(rest)
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of its vectors."""
+        return int(self.settings["out_features"])
+
+    def forward(self, batch: Any) -> Any:
+        """Vectors; or the features of sentence-transformers, whose ``token_embeddings`` are changed."""
+        if torch.is_tensor(batch):
+            return self.project(batch)
+        batch["token_embeddings"] = self.project(batch["token_embeddings"])
+        return batch
+
+    def save(self, folder: str | Path, *args: Any, **how: Any) -> None:
+        """Keep it in a folder, as sentence-transformers' ``Dense`` over tokens."""
+        super().save(folder, *args, **how)
+        places = dict.fromkeys(_PLACES, "token_embeddings")
+        (Path(folder) / CONFIG).write_text(json.dumps({**self.settings, **places}, indent=2), encoding="utf-8")
 
 
 class Projected:

@@ -156,6 +156,8 @@ class RowMaker:
         if not getattr(self._tokenizer, "is_fast", False):
             what = f"{type(self._tokenizer).__name__} cannot tell which characters a token stands for."
             raise UnsupportedOperation(what, "Use a model with a tokenizer.json.")
+        if not texts:
+            return []
         told = self._encoded([self._before + text for text in texts], offsets=True)["offset_mapping"]
         extra, shift = self._tail - self._last, len(self._before)
         out: list[NDArray[np.int32]] = []

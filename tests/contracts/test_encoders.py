@@ -10,15 +10,21 @@ from reperio.encoders import (
     BM25Encoder,
     ChunkEncoder,
     ClosedFormEncoder,
+    ColbertLayout,
     DecoderEncoder,
     DenseEncoder,
+    Expansion,
     GivenVectors,
     HashEncoder,
     HashWeights,
     HashWords,
+    MultiVectorEncoder,
     StemStates,
+    WholeWords,
+    WordWeights,
 )
 from reperio.errors import ConfigurationError, UnsupportedOperation
+from reperio.models.projection import TokenProjection
 from reperio.registry import build
 from reperio.testing.encoder import TEXTS, EncoderContract
 
@@ -56,6 +62,35 @@ def expanding(plain_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Cl
     folder = tmp_path_factory.mktemp("states") / "seen"
     StemStates(plain_llama, max_tokens=64).add(TEXTS).save(folder)
     return ClosedFormEncoder(folder, min_count=1, top=16)
+
+
+@pytest.fixture(scope="module")
+def interacting(plain_bert: Path) -> MultiVectorEncoder:
+    markers = {"query": "[unused0]", "document": "[unused1]"}
+    layout = ColbertLayout(
+        markers=markers, lengths={"query": 300}, expansion=Expansion(cuts=False), skip=(".", ","), normalize=True
+    )
+    return MultiVectorEncoder(plain_bert, layout=layout, dim=16)
+
+
+@pytest.fixture(scope="module")
+def interacting_in_windows(plain_bert: Path) -> MultiVectorEncoder:
+    layout = ColbertLayout(lengths={"query": 24, "document": 40}, prompts={"query": "find: "}, special=False)
+    return MultiVectorEncoder(plain_bert, layout=layout, on_truncation="chunk")
+
+
+@pytest.fixture(scope="module")
+def merging(plain_bert: Path) -> MultiVectorEncoder:
+    layout = ColbertLayout(lengths={"document": 64})
+    return MultiVectorEncoder(plain_bert, layout=layout, words=WholeWords(queries=True), on_truncation="chunk")
+
+
+@pytest.fixture(scope="module")
+def weighing(plain_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> WordWeights:
+    weigh = TokenProjection.random(32, 1)
+    weigh.save(tmp_path_factory.mktemp("weigh"))
+    words = WholeWords(queries=True, normalize=False, punctuation=True)
+    return WordWeights(MultiVectorEncoder(plain_bert, words=words, on_truncation="chunk"), weigh)
 
 
 class TestHashEncoder(EncoderContract):
@@ -156,3 +191,35 @@ class TestClosedFormEncoder(EncoderContract):
     @pytest.fixture
     def encoder(self, expanding: ClosedFormEncoder) -> ClosedFormEncoder:
         return expanding
+
+
+class TestMultiVectorEncoder(EncoderContract):
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def encoder(self, interacting: MultiVectorEncoder) -> MultiVectorEncoder:
+        return interacting
+
+
+class TestMultiVectorEncoderInWindows(EncoderContract):
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def encoder(self, interacting_in_windows: MultiVectorEncoder) -> MultiVectorEncoder:
+        return interacting_in_windows
+
+
+class TestMultiVectorEncoderOfWholeWords(EncoderContract):
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def encoder(self, merging: MultiVectorEncoder) -> MultiVectorEncoder:
+        return merging
+
+
+class TestWordWeights(EncoderContract):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def encoder(self, weighing: WordWeights) -> WordWeights:
+        return weighing

