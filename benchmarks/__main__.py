@@ -43,6 +43,7 @@ NAMES = [
         "layers",
     ),
     *("expansion", "migrate", "kill", "faults", "distributed", "tools", "adapters", "crosslingual"),
+    "late_interaction",
 ]
 
 
