@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from reperio.encoders.hashing import HashWeights as HashWeights
     from reperio.encoders.hashing import HashWords as HashWords
     from reperio.encoders.inference_free import InferenceFreeEncoder as InferenceFreeEncoder
+    from reperio.encoders.lexicon import LexiconEncoder as LexiconEncoder
     from reperio.encoders.multivector import MultiVectorEncoder as MultiVectorEncoder
     from reperio.encoders.multivector_layout import ColbertLayout as ColbertLayout
     from reperio.encoders.parallel import ParallelEncoder as ParallelEncoder
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from reperio.encoders.remote_limits import Limits as Limits
     from reperio.encoders.remote_reading import RemoteReading as RemoteReading
     from reperio.encoders.sparse import SparseEncoder as SparseEncoder
+    from reperio.encoders.summed import DenseSum as DenseSum
     from reperio.encoders.summed import SparseSum as SparseSum
     from reperio.encoders.token_weights import TokenWeights as TokenWeights
     from reperio.encoders.tools import head_vectors as head_vectors
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from reperio.encoders.wholewords import WholeWords as WholeWords
     from reperio.encoders.wordgate import WordGate as WordGate
     from reperio.encoders.wordweights import WordWeights as WordWeights
+    from reperio.models.clusters import Clusters as Clusters
 
 _EXPORTS = {
     "BM25Encoder": "reperio.encoders.bm25",
@@ -54,12 +57,15 @@ _EXPORTS = {
     "DecoderEncoder": "reperio.encoders.decoder",
     "DenseEncoder": "reperio.encoders.dense",
     "Expansion": "reperio.encoders.reading",
+    "Clusters": "reperio.models.clusters",
+    "DenseSum": "reperio.encoders.summed",
     "GivenVectors": "reperio.encoders.given",
     "HashEncoder": "reperio.encoders.hashing",
     "HashWeights": "reperio.encoders.hashing",
     "HashWords": "reperio.encoders.hashing",
     "InferenceFreeEncoder": "reperio.encoders.inference_free",
     "MultiVectorEncoder": "reperio.encoders.multivector",
+    "LexiconEncoder": "reperio.encoders.lexicon",
     "ParallelEncoder": "reperio.encoders.parallel",
     "ProjectedEncoder": "reperio.encoders.adapters",
     "Projection": "reperio.encoders.adapters",
@@ -91,15 +97,18 @@ __all__ = [
     "CachedEncoder",
     "ChunkEncoder",
     "ClosedFormEncoder",
+    "Clusters",
     "ColbertLayout",
     "DecoderEncoder",
     "DenseEncoder",
+    "DenseSum",
     "Expansion",
     "GivenVectors",
     "HashEncoder",
     "HashWeights",
     "HashWords",
     "InferenceFreeEncoder",
+    "LexiconEncoder",
     "Limits",
     "MultiVectorEncoder",
     "ParallelEncoder",

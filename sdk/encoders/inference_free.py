@@ -114,7 +114,7 @@ class InferenceFreeEncoder:
         names = {"query": ["query_0_SparseStaticEmbedding"]}
         names["document"] = ["document_0_Transformer", "document_1_SpladePooling"]
         kinds = {name: TYPES[name.rpartition("_")[2]] for route in names.values() for name in route}
-        parameters = {"default_route": "document", "allow_empty_key": True, "route_mappings": {}}
+        parameters: dict[str, Any] = {"default_route": "document", "allow_empty_key": True, "route_mappings": {}}
         meta: dict[str, Any] = {}
         with new_folder(path, _KIND, meta) as folder:
             self.queries.save(folder / names["query"][0])

@@ -21,11 +21,11 @@ from reperio.models.language_model import LanguageModel
 from reperio.models.saturation import Activation, Saturation, Strength, Weights, check_saturation, pruned
 from reperio.models.screening import Screen
 from reperio.models.view import View
-from reperio.models.vocabulary import VocabularyHead
+from reperio.models.vocabulary import VocabularyHead, word
 from reperio.protocols import Spec
 from reperio.types import Encoded, Fingerprint
 
-__all__ = ["SparseEncoder", "word"]
+__all__ = ["SparseEncoder"]
 
 VERSION = 1
 """Raised whenever the same model would give other weights here."""
@@ -218,8 +218,8 @@ class SparseEncoder:
     def _encode(self, texts: Sequence[str], role: Role) -> Encoded[Sparse]:
         reading, head, screen = self._load()
         top_n = self.limit(role)
-        pooling, activation = self.pooling or "max", self.activation or "relu"
-        pool = Saturation(head, pooling=pooling, activation=activation, top_n=top_n, screen=screen)
+        how: dict[str, Any] = {"pooling": self.pooling or "max", "activation": self.activation or "relu"}
+        pool = Saturation(head, top_n=top_n, screen=screen, **how)
         read = reading.read(texts, role, pool)
         rows = [pruned(_strongest(read.parts[a:b]), top_n) for a, b in pairwise(read.starts.tolist())]
         indptr = np.cumsum([0, *(len(columns) for columns, _ in rows)], dtype=np.int64)
@@ -282,9 +282,3 @@ def _strongest(parts: Sequence[Weights]) -> Weights:
     weights = np.zeros(len(columns), dtype=np.float32)
     np.maximum.at(weights, place, np.concatenate([weights for _, weights in parts]))
     return columns, weights
-
-
-def word(tokenizer: Any, token: int) -> str:
-    """A token as people read it; as the tokenizer keeps it where it is part of a character, or a space."""
-    plain = str(tokenizer.decode([token])).strip()
-    return plain if plain and "\N{REPLACEMENT CHARACTER}" not in plain else str(tokenizer.convert_ids_to_tokens(token))

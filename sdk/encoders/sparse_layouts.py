@@ -85,15 +85,17 @@ def read_layout(folder: Path) -> SparseLayout | None:
         raise ConfigurationError(problem, "Use a model of Transformer and SpladePooling, or DenseEncoder.")
     (_, model), (_, pooling) = modules
     told, common = read_json(pooling / "config.json"), folder / _COMMON
-    settings = read_json(common) if common.is_file() else {}
+    settings: dict[str, Any] = read_json(common) if common.is_file() else {}
+    prompts: dict[str, str] = settings.get("prompts") or {}
     reader = model / "sentence_bert_config.json"
+    limits: dict[str, Any] = read_json(reader) if reader.is_file() else {}
     return SparseLayout(
         model,
         told.get("pooling_strategy", "max"),
         told.get("activation_function", "relu"),
         settings.get("max_active_dims"),
-        (read_json(reader) if reader.is_file() else {}).get("max_seq_length"),
-        {role: text for role, text in (settings.get("prompts") or {}).items() if role in ("query", "document")},
+        limits.get("max_seq_length"),
+        {role: text for role, text in prompts.items() if role in ("query", "document")},
         queries,
     )
 

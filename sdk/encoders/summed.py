@@ -1,4 +1,4 @@
-"""Several sparse encoders as one, for one inverted index that sums their scores."""
+"""Several encoders of one kind as one, for one index that sums their scores."""
 
 from __future__ import annotations
 
@@ -8,13 +8,81 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from reperio.embeddings import Sparse
+from reperio.embeddings import Dense, Sparse
 from reperio.encoders.bm25 import BM25Encoder
 from reperio.errors import ConfigurationError
 from reperio.protocols import Encoder, Spec
 from reperio.types import Encoded, Fingerprint
 
-__all__ = ["SparseSum"]
+__all__ = ["DenseSum", "SparseSum"]
+
+
+class DenseSum:
+    """Puts the vectors of several dense encoders one after the other: one inner product is their weighted sum.
+
+    Each is scaled by the square root of its weight, on both sides. Of vectors of length 1 the joined ones have length
+    1 as well, so that a cosine is the same sum.
+
+    Parameters
+    ----------
+    encoders
+        By name.
+    weights
+        What each counts, 1 where not given; they are scaled to sum to 1.
+
+    Raises
+    ------
+    ConfigurationError
+        No encoder, one of another kind, or a weight that is not positive or names none.
+
+    Examples
+    --------
+    >>> from reperio.encoders import HashEncoder
+    >>> both = DenseSum({"small": HashEncoder(8), "large": HashEncoder(64)}, weights={"large": 3.0})
+    >>> query, document = both.encode_query(["sorted"]), both.encode_document(["merge sorted"])
+    >>> parts = [e.encode_query(["sorted"]).embeddings @ e.encode_document(["merge sorted"]).embeddings.T
+    ...          for e in both.encoders.values()]
+    >>> bool(abs(query.embeddings @ document.embeddings.T - (0.25 * parts[0] + 0.75 * parts[1])) < 1e-6)
+    True
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder[Any]], *, weights: Mapping[str, float] | None = None) -> None:
+        self.encoders = dict(encoders)
+        self.weights = _weights(self.encoders, weights, kind="dense")
+        total = sum(self.weights.values())
+        self._scales = {name: np.float32((weight / total) ** 0.5) for name, weight in self.weights.items()}
+
+    @property
+    def spec(self) -> Spec:
+        """How to build this encoder again."""
+        encoders = {name: dict(encoder.spec) for name, encoder in self.encoders.items()}
+        return {"type": "DenseSum", "encoders": encoders, "weights": self.weights}
+
+    @property
+    def dim(self) -> int:
+        """d, of all together."""
+        return sum(encoder.fingerprint.dim for encoder in self.encoders.values())
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What must be equal for two vectors to compare: every encoder's own, and the weights."""
+        parts = {name: encoder.fingerprint.digest for name, encoder in self.encoders.items()}
+        model = " + ".join(encoder.fingerprint.model for encoder in self.encoders.values())
+        return Fingerprint.make("dense", model, self.dim, parts=parts, weights=self.weights)
+
+    def encode_query(self, texts: Sequence[str], /) -> Encoded[Dense]:
+        """Vectors one after the other, weighed."""
+        return self._joined([encoder.encode_query(texts) for encoder in self.encoders.values()])
+
+    def encode_document(self, texts: Sequence[str], /) -> Encoded[Dense]:
+        """Vectors one after the other, weighed."""
+        return self._joined([encoder.encode_document(texts) for encoder in self.encoders.values()])
+
+    def _joined(self, parts: Sequence[Encoded[Any]]) -> Encoded[Dense]:
+        scaled = [part.embeddings * scale for part, scale in zip(parts, self._scales.values(), strict=True)]
+        tokens = np.max([part.token_counts for part in parts], axis=0)
+        cut = np.any([part.truncated for part in parts], axis=0)
+        return Encoded(np.ascontiguousarray(np.concatenate(scaled, axis=1)), tokens, cut)
 
 
 class SparseSum:
@@ -46,17 +114,7 @@ class SparseSum:
 
     def __init__(self, encoders: Mapping[str, Encoder[Any]], *, weights: Mapping[str, float] | None = None) -> None:
         self.encoders = dict(encoders)
-        self.weights = dict.fromkeys(encoders, 1.0) | dict(weights or {})
-        if not self.encoders:
-            raise ConfigurationError("No encoder was given.", "Give at least one, by name.")
-        for name, weight in self.weights.items():
-            if name not in self.encoders or not 0 < weight < float("inf"):
-                fix = f"Give a positive weight for: {', '.join(self.encoders)}."
-                raise ConfigurationError(f"The weight of {name!r} is {weight}.", fix)
-        for name, encoder in self.encoders.items():
-            if encoder.fingerprint.kind != "sparse":
-                problem = f"The encoder {name!r} makes {encoder.fingerprint.kind} embeddings."
-                raise ConfigurationError(problem, "Give sparse encoders; fuse other kinds as signals of their own.")
+        self.weights = _weights(self.encoders, weights, kind="sparse")
         counting = [name for name, encoder in self.encoders.items() if isinstance(encoder, BM25Encoder)]
         if len(counting) > 1:
             raise ConfigurationError(f"{counting} all count words.", "Give one BM25Encoder.")
@@ -123,6 +181,22 @@ class SparseSum:
         tokens = np.max([part.token_counts for part in parts.values()], axis=0)
         cut = np.any([part.truncated for part in parts.values()], axis=0)
         return Encoded(Sparse(indptr, columns[order], values[order], self.dim), tokens, cut)
+
+
+def _weights(encoders: Mapping[str, Encoder[Any]], given: Mapping[str, float] | None, *, kind: str) -> dict[str, float]:
+    """What each encoder counts, once all are known to be of one kind."""
+    if not encoders:
+        raise ConfigurationError("No encoder was given.", "Give at least one, by name.")
+    weights = dict.fromkeys(encoders, 1.0) | dict(given or {})
+    for name, weight in weights.items():
+        if name not in encoders or not 0 < weight < float("inf"):
+            fix = f"Give a positive weight for: {', '.join(encoders)}."
+            raise ConfigurationError(f"The weight of {name!r} is {weight}.", fix)
+    for name, encoder in encoders.items():
+        if encoder.fingerprint.kind != kind:
+            problem = f"The encoder {name!r} makes {encoder.fingerprint.kind} embeddings."
+            raise ConfigurationError(problem, f"Give {kind} encoders; fuse other kinds as signals of their own.")
+    return weights
 
 
 def _numbered(name: str, encoder: Encoder[Any], text: str) -> dict[int, str]:

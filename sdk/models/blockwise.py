@@ -33,7 +33,7 @@ def by_row(values: Any, lengths: Sequence[int], reduce: Callable[[Any], Any]) ->
     reduce
         Takes several rows of one length, ``(rows, length, m)``.
     """
-    out, at = [], 0
+    out, at = list[Any](), 0
     for length, run in groupby(lengths):
         rows = sum(1 for _ in run)
         out.append(reduce(values[at : at + rows * length].unflatten(0, (rows, length))))
@@ -61,7 +61,7 @@ def pooled(
     """
     torch = extras.load("torch", extra="models")
     tokens, columns = block(features.device)
-    out = []
+    out: list[Any] = []
     for first in range(0, len(weight), columns):
         place = slice(first, first + columns)
         best = None

@@ -18,7 +18,7 @@ from reperio.models.probe import TOLERANCES
 from reperio.models.states import TokenStates
 from reperio.models.view import ModelView, sharing_copy
 
-__all__ = ["VocabularyHead"]
+__all__ = ["VocabularyHead", "word"]
 
 _FIX = "Use a model with a masked-language or causal-language head."
 
@@ -154,3 +154,9 @@ def _features(model: Any, linear: Any) -> Callable[[Any], Any]:
     name = next(name for name, part in model.named_modules() if part is linear)
     headed.get_submodule(name).forward = _unchanged
     return lambda states: headed(inputs_embeds=states[None]).logits[0]
+
+
+def word(tokenizer: Any, token: int) -> str:
+    """A token as people read it; as the tokenizer keeps it where it is part of a character, or a space."""
+    plain = str(tokenizer.decode([token])).strip()
+    return plain if plain and "\N{REPLACEMENT CHARACTER}" not in plain else str(tokenizer.convert_ids_to_tokens(token))

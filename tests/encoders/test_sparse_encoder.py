@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reperio import Collection, Document, LanguageModel
 from reperio.embeddings import Sparse
 from reperio.encoders import BM25Encoder, SparseEncoder, SparseSum
-from reperio.encoders.sparse import word
 from reperio.errors import ConfigurationError, ShapeError, TruncationError, UnsupportedOperation
 from reperio.indexes import BM25Index, InvertedIndex
 from reperio.models.rows import Row
@@ -30,7 +29,7 @@ from reperio.models.saturation import Saturation, pruned
 from reperio.models.screening import Screen
 from reperio.models.states import TokenStates
 from reperio.models.view import View
-from reperio.models.vocabulary import VocabularyHead
+from reperio.models.vocabulary import VocabularyHead, word
 from reperio.signals import Signal
 from reperio.testing.encoder import EncoderContract
 from reperio.testing.models import ARCHITECTURES, MASKED, byte_pairs, decoder, masked, save_decoder, save_masked
