@@ -154,10 +154,15 @@ def _own(values: Mapping[str, Any]) -> str:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new, never a part."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """The same for what is no text."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     with disk_errors(path):
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from reperio.errors import ConfigurationError
-from reperio.models.pooling import Pooling, PoolingMode
+from reperio.errors import ConfigurationError, UnsupportedOperation
+from reperio.models.pooling import Pooling, PoolingMode, Region
 from reperio.models.states import TokenStates
 from reperio.models.trainable import TrainablePooling, torch
 
@@ -34,6 +34,9 @@ class MultiLayerPooling(TrainablePooling):
         Size of a vector; d where None.
     mode
         How each layer is pooled, as in `Pooling`: ``"last"`` under causal attention, ``"mean"`` under bidirectional.
+    over
+        Which tokens are pooled, as in `Pooling`. sentence-transformers cannot tell a text's own tokens from special
+        ones, so that only ``"row"`` and ``"unprompted"`` can be trained there; the others are refused there.
     folder
         Where it was saved; then nothing else is given.
 
@@ -42,7 +45,7 @@ class MultiLayerPooling(TrainablePooling):
     .. [1] Pooling And Attention: What Are Effective Designs For LLM-Based Embedding Models? Tang and Yang, 2024.
     """
 
-    names = ("dim", "depth", "queries", "heads", "out", "mode")
+    names = ("dim", "depth", "queries", "heads", "out", "mode", "over")
 
     def __init__(
         self,
@@ -53,12 +56,15 @@ class MultiLayerPooling(TrainablePooling):
         heads: int = 8,
         out: int | None = None,
         mode: PoolingMode = "mean",
+        over: Region = "row",
         folder: str | Path | None = None,
     ) -> None:
-        settings = {"dim": dim, "depth": depth, "queries": queries, "heads": heads, "out": out or dim, "mode": mode}
-        super().__init__(settings, folder)
+        sizes = {"dim": dim, "depth": depth, "queries": queries, "heads": heads, "out": out or dim}
+        super().__init__({**sizes, "mode": mode, "over": over}, folder)
 
-    def build(self, *, dim: int, depth: int, queries: int, heads: int, out: int, mode: PoolingMode) -> None:
+    def build(
+        self, *, dim: int, depth: int, queries: int, heads: int, out: int, mode: PoolingMode, over: Region
+    ) -> None:
         """Queries, marks of the layers, and four linear maps."""
         for name, value in {"dim": dim, "depth": depth, "queries": queries, "heads": heads, "out": out}.items():
             if value < 1:
@@ -74,9 +80,16 @@ class MultiLayerPooling(TrainablePooling):
         self.to_q, self.to_kv = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
         self.to_out = nn.Linear(queries * dim, out)
         self.heads = heads
-        self.each = Pooling(mode)
+        self.each = Pooling(mode, over=over)
         self.layers = tuple(range(1, depth + 1))
         self.ends = self.each.ends
+
+    def forward(self, batch: TokenStates | dict[str, Any]) -> Any:
+        """As every trained pooling; refuses features where they cannot tell which tokens count."""
+        if not isinstance(batch, TokenStates) and self.each.over in ("text", "onward"):
+            problem = f"over is {self.each.over!r}, and sentence-transformers tells no text from its special tokens."
+            raise UnsupportedOperation(problem, 'Use over="row", or "unprompted".')
+        return super().forward(batch)
 
     def pool(self, batch: TokenStates) -> Any:
         """``(b, out)``."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from reperio.errors import ConfigurationError
 from reperio.models.states import Head, TokenStates
-from reperio.models.trainable import CONFIG, TrainablePooling, torch
+from reperio.models.trainable import TrainablePooling, torch
 from reperio.protocols import Spec
 
 __all__ = ["Projected", "Projection", "TokenProjection"]
@@ -142,11 +141,9 @@ class TokenProjection(Projection):
         batch["token_embeddings"] = self.project(batch["token_embeddings"])
         return batch
 
-    def save(self, folder: str | Path, *args: Any, **how: Any) -> None:
-        """Keep it in a folder, as sentence-transformers' ``Dense`` over tokens."""
-        super().save(folder, *args, **how)
-        places = dict.fromkeys(_PLACES, "token_embeddings")
-        (Path(folder) / CONFIG).write_text(json.dumps({**self.settings, **places}, indent=2), encoding="utf-8")
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings as sentence-transformers' ``Dense`` over tokens has them."""
+        return {**self.settings, **dict.fromkeys(_PLACES, "token_embeddings")}
 
 
 class Projected:
@@ -165,6 +162,7 @@ class Projected:
         self.projections = list(projections)
         self.layers: tuple[int, ...] = getattr(pooling, "layers", (-1,))
         self.ends = bool(getattr(pooling, "ends", False))
+        self.router = bool(getattr(pooling, "router", False))
 
     @property
     def spec(self) -> Spec:

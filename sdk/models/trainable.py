@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from reperio import extras
+from reperio.artifacts import disk_errors, replace_bytes, replace_text
 from reperio.errors import ConfigurationError, NotFound, UnsupportedOperation
 from reperio.models.checkpoint import locate, tensors_digest
 from reperio.models.states import TokenStates
@@ -56,12 +57,19 @@ class TrainablePooling(torch.nn.Module):  # type: ignore[misc]
         if missing:
             problem = f"{type(self).__name__} was given neither {missing[0]} nor a folder."
             raise ConfigurationError(problem, f"Give {missing[0]}, or the folder that it was saved in.")
-        self.build(**self.settings)
+        self._build()
         if self.folder is not None:
-            weights = extras.load("safetensors.torch", extra="models").load_file(self.folder / WEIGHTS)
-            self.fill(weights, self.folder)
+            self.fill(_tensors(self.folder / WEIGHTS), self.folder)
         self._kept = None if self.folder is None else self._digest()
         self.eval()
+
+    def _build(self) -> None:
+        try:
+            self.build(**self.settings)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # torch's, for a value of another type
+            told = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+            problem = f"{type(self).__name__}({told}) cannot be made: {error!s:.200}"
+            raise ConfigurationError(problem, "Give values of the types that it documents.") from error
 
     def build(self, *args: Any, **settings: Any) -> None:
         """Make the parameters; each subclass its own."""
@@ -120,13 +128,18 @@ class TrainablePooling(torch.nn.Module):  # type: ignore[misc]
     def save(self, folder: str | Path, *args: Any, **how: Any) -> None:
         """Keep settings and weights in a folder, as sentence-transformers' modules do.
 
+        Each file is there as it was or as it will be, never in part; the folder itself is made by that library first.
+
         Further arguments are those that its ``save`` gives to every module; nothing here hangs on them.
         """
         where = Path(folder)
-        where.mkdir(parents=True, exist_ok=True)
-        (where / CONFIG).write_text(json.dumps(self.settings, indent=2), encoding="utf-8")
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        extras.load("safetensors.torch", extra="models").save_file(weights, where / WEIGHTS, {"format": "pt"})
+        packed = extras.load("safetensors.torch", extra="models").save(weights, {"format": "pt"})
+        told = json.dumps(self.get_config_dict(), indent=2)
+        with disk_errors(where):
+            where.mkdir(parents=True, exist_ok=True)
+        replace_bytes(where / WEIGHTS, packed)
+        replace_text(where / CONFIG, told)
         self.folder, self._kept = where, self._digest()
 
     @classmethod
@@ -135,7 +148,7 @@ class TrainablePooling(torch.nn.Module):  # type: ignore[misc]
         return cls(folder=locate(model_name_or_path, revision) / subfolder)  # type: ignore[call-arg]
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The settings, by the name that sentence-transformers has for them."""
+        """The settings as they are saved, by the name that sentence-transformers has for them."""
         return dict(self.settings)
 
     def _digest(self) -> str:
@@ -160,6 +173,15 @@ def from_features(features: Mapping[str, Any], layers: tuple[int, ...] = (-1,)) 
         )
     spans = np.stack([offsets[:-1] + leads, offsets[1:]], axis=1)
     return TokenStates(features["input_ids"][seen], tuple(x[seen] for x in states), offsets, spans, (), leads)
+
+
+def _tensors(file: Path) -> dict[str, Any]:
+    broken = extras.load("safetensors", extra="models").SafetensorError
+    try:
+        found: dict[str, Any] = extras.load("safetensors.torch", extra="models").load_file(file)
+    except (OSError, broken) as error:
+        raise ConfigurationError(f"{file} holds no weights: {error}", "Save the module again.") from error
+    return found
 
 
 def _read(cls: type[Any], folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from sentence_transformers.base.modules import Normalize, Transformer
 
 from reperio import LanguageModel
 from reperio.encoders import DecoderEncoder
-from reperio.errors import ConfigurationError, NotFound, UnsupportedOperation
+from reperio.errors import ConfigurationError, DiskFull, NotFound, UnsupportedOperation
 from reperio.models.pooling import Pooling
+from reperio.models.pooling_experts import ExpertRouting
 from reperio.models.pooling_latent import LatentAttention
 from reperio.models.pooling_layers import MultiLayerPooling
 from reperio.models.projection import Projected, Projection
@@ -148,15 +150,25 @@ def test_a_sentence_transformers_model_with_it_is_kept_opened_and_read_here(
     )
     ours = DecoderEncoder(tmp_path / "st")
     vectors = ours.encode_document(TEXTS).embeddings
-    if name == "latent":
-        np.testing.assert_allclose(vectors, wanted, rtol=0, atol=1e-5)
-    else:  # that library has no regions: it counts the special token too
-        head = MultiLayerPooling(folder=tmp_path / "st" / "1_MultiLayerPooling")
-        head.each = Pooling("mean", over="row")
-        np.testing.assert_allclose(
-            DecoderEncoder(tmp_path / "st", pooling=head).encode_document(TEXTS).embeddings, wanted, rtol=0, atol=1e-5
-        )
+    np.testing.assert_allclose(vectors, wanted, rtol=0, atol=1e-5)
     assert type(ours.layout.pooling).__name__ == type(made(name)).__name__
+
+
+def test_a_region_that_features_cannot_tell_is_kept_and_not_trained_there(tmp_path: Path) -> None:
+    head = MultiLayerPooling(DIM, DEPTH, heads=4, over="text")
+    head.save(tmp_path)
+    again, batch = MultiLayerPooling(folder=tmp_path), ragged_states([9, 5])
+    assert again.settings["over"] == "text"
+    rows = MultiLayerPooling(DIM, DEPTH, heads=4)
+    rows.load_state_dict(head.state_dict())
+    assert (again(batch) - rows(batch)).abs().max() > 1e-3
+    with pytest.raises(UnsupportedOperation, match="over is 'text'"):
+        again({})
+
+
+def test_what_a_pooling_inside_needs_is_asked_for() -> None:
+    assert Projected(ExpertRouting(), []).router
+    assert not Projected(Pooling(), []).router
 
 
 def test_linear_layers_follow_a_pooling(tmp_path: Path) -> None:
@@ -182,6 +194,10 @@ def test_linear_layers_follow_a_pooling(tmp_path: Path) -> None:
         (lambda: MultiLayerPooling(8), "given neither depth"),
         (lambda: MultiLayerPooling(9, 2, heads=2), "heads is 2, and dim 9"),
         (lambda: MultiLayerPooling(8, 2, mode="median"), "mode is 'median'"),  # type: ignore[arg-type]
+        (lambda: MultiLayerPooling(8, 2, over="all"), "over is 'all'"),  # type: ignore[arg-type]
+        (lambda: MultiLayerPooling("8", 2), "dim='8'.*cannot be made"),  # type: ignore[arg-type]
+        (lambda: LatentAttention(8, latents=2.5), "latents=2.5.*cannot be made"),  # type: ignore[arg-type]
+        (lambda: Projection(8, 4, activation=5), "activation_function=5.*cannot be made"),  # type: ignore[arg-type]
         (lambda: Projection(8, 4, activation="os.system"), "no module of torch.nn"),
         (lambda: Projection(8, 4, activation="Parameter"), "no module of torch.nn"),
         (lambda: Pooling("median"), "pooling is 'median'"),  # type: ignore[arg-type]
@@ -205,6 +221,25 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         ConfigurationError, match=r"the weight queries has the shape \(1, 32\), and \(2, 32\) is wanted"
     ):
         MultiLayerPooling(folder=tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors holds no weights"):
+        MultiLayerPooling(folder=tmp_path)
+
+
+def test_a_folder_stays_as_it_was_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made("layers").save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskFull):
+        made("latent").save(tmp_path)
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("made_of", MAKERS)
