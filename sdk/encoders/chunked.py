@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reperio import meter
-from reperio.embeddings import MultiVector
+from reperio.embeddings import MultiVector, check_dense
 from reperio.encoders.reading import Reading
 from reperio.encoders.texts import check_texts
 from reperio.errors import ConfigurationError, EmptyText
 from reperio.models.inputs import Role
 from reperio.models.language_model import LanguageModel
+from reperio.models.layouts import read_layout
 from reperio.models.rows import Row, RowMaker
 from reperio.models.states import TokenStates
 from reperio.models.view import View
@@ -46,9 +49,9 @@ class ChunkEncoder:
     model
         A `LanguageModel`, or a folder or name for one, whose states are pooled by their mean.
     attention
-        Which tokens look at which; as in `DecoderEncoder`.
+        Which tokens look at which; what the checkpoint says where None, as in `DecoderEncoder`.
     prompts
-        What stands before a text, by role; a str is for queries alone.
+        What stands before a text, by role; a str is for queries alone. A role that is not named has the checkpoint's.
     chunk_tokens
         Most tokens in a chunk.
     stride
@@ -68,7 +71,7 @@ class ChunkEncoder:
         self,
         model: LanguageModel | str | Path,
         *,
-        attention: str | View = "own",
+        attention: str | View | None = None,
         prompts: str | Mapping[Role, str] | None = None,
         chunk_tokens: int = 128,
         stride: int | None = None,
@@ -79,34 +82,51 @@ class ChunkEncoder:
             raise ConfigurationError(f"chunk_tokens is {chunk_tokens}.", "Use 1 or more.")
         if stride is not None and not 1 <= stride <= chunk_tokens:
             raise ConfigurationError(f"stride is {stride}, a chunk {chunk_tokens} tokens.", "Use 1 to chunk_tokens.")
-        view = attention if isinstance(attention, View) else View(attention)
-        if view.attention in ("echo", "summary"):
-            raise ConfigurationError(f"attention is {view.attention!r}.", "Use one whose tokens are the text's own.")
+        self.attention = View(attention) if isinstance(attention, str) else attention
+        if self.attention is not None and self.attention.attention in ("echo", "summary"):
+            problem = f"attention is {self.attention.attention!r}."
+            raise ConfigurationError(problem, "Use one whose tokens are the text's own.")
         self.model = model if isinstance(model, LanguageModel) else LanguageModel(model)
+        self.prompts: Mapping[Role, str] | None = {"query": prompts} if isinstance(prompts, str) else prompts
+        self.max_tokens = max_tokens
         self.chunk_tokens = chunk_tokens
         self.stride = stride
         self.normalize = normalize
-        self._reading = Reading(
-            self.model,
-            view=view,
-            prompts={"query": prompts} if isinstance(prompts, str) else prompts or {},
-            max_tokens=max_tokens,
-        )
-        self._lock = threading.Lock()
+        Reading(self.model, view=View(), prompts=self.prompts or {}, max_tokens=max_tokens)  # refuses what is wrong now
+        self._lock = threading.RLock()
+        self._read: Reading | None = None
         self._fingerprint: Fingerprint | None = None
+
+    @property
+    def _reading(self) -> Reading:
+        """How texts are read, by what was given and what the checkpoint says; loads the model."""
+        with self._lock:
+            if self._read is None:
+                asked = self.attention or View()
+                adapter = None if asked.adapter is None else self.model.adapters.get(asked.adapter)
+                found = read_layout(self.model.folder, adapter=adapter, network=self.model.network)
+                mode = None if found.pooling is None else getattr(found.pooling, "mode", type(found.pooling).__name__)
+                if mode not in (None, "mean"):
+                    warnings.warn(f"{self.model.name} pools by {mode!r}; chunks are means of its states.", stacklevel=4)
+                self._read = Reading(
+                    self.model,
+                    view=asked if asked.attention != "own" else replace(asked, attention=found.attention),
+                    prompts={**found.prompts, **(self.prompts or {})},
+                    max_tokens=self.max_tokens or found.max_tokens,
+                )
+            return self._read
 
     @property
     def spec(self) -> Spec:
         """How to build this encoder again."""
-        reading = self._reading
         return {
             "type": "ChunkEncoder",
             "model": dict(self.model.spec),
-            "attention": dict(reading.settings.spec),
-            "prompts": reading.prompts,
+            "attention": None if self.attention is None else dict(self.attention.spec),
+            "prompts": None if self.prompts is None else dict(self.prompts),
             "chunk_tokens": self.chunk_tokens,
             "stride": self.stride,
-            "max_tokens": reading.max_tokens,
+            "max_tokens": self.max_tokens,
             "normalize": self.normalize,
         }
 
@@ -187,6 +207,7 @@ class ChunkEncoder:
         vectors = sums / lengths[:, None] if len(lengths) else sums
         if self.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        check_dense(vectors, what="The model's output", rows=int(offsets[-1]))
         meter.count("texts", len(counts))
         meter.count("tokens", sum(map(len, windows)))
         return Encoded(MultiVector(vectors, offsets), counts, np.zeros(len(counts), dtype=np.bool_))

@@ -49,9 +49,10 @@ class DecoderEncoder:
         where they differ, as with the adapters of jina-embeddings-v3.
     pooling
         A mode's name; where the checkpoint names another, its own is used, with a warning. A `Pooling`, or a head of
-        your own that gives ``(b, d)``, is used whatever the checkpoint says.
+        your own with a ``spec`` that gives ``(b, d)``, is used whatever the checkpoint says.
     prompts
-        What stands before a text, by role; or a template with ``{text}``. A str is for queries alone.
+        What stands before a text, by role; or a template with ``{text}``. A str is for queries alone. A role that is
+        not named has the checkpoint's.
     normalize
         Whether vectors have length 1.
     dim
@@ -86,6 +87,9 @@ class DecoderEncoder:
     ) -> None:
         if dim is not None and dim <= 0:
             raise ConfigurationError(f"dim is {dim}.", "Use 1 or more.")
+        if pooling is not None and not isinstance(pooling, str) and not hasattr(pooling, "spec"):
+            problem = f"pooling is a {type(pooling).__name__} without a `spec`, which tells what vectors hang on."
+            raise ConfigurationError(problem, 'Give it one: {"type": its registered name, **its arguments}.')
         self.model = model if isinstance(model, LanguageModel) else LanguageModel(model)
         self.attention = _views(attention)
         self.pooling = pooling
@@ -194,7 +198,7 @@ class DecoderEncoder:
                     found,
                     attention=found.attention if view.attention == "own" else view.attention,
                     pooling=pooling,
-                    prompts=found.prompts if self.prompts is None else self.prompts,
+                    prompts={**found.prompts, **(self.prompts or {})},
                     normalize=found.normalize if self.normalize is None else self.normalize,
                     dim=self._dim or found.dim,
                     max_tokens=self.max_tokens or _least(found.max_tokens, self.model.max_tokens),

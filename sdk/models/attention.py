@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from reperio import extras
-from reperio.errors import ConfigurationError
+from reperio.errors import ConfigurationError, UnsupportedOperation
 
 __all__ = ["AttentionMode", "apply", "summary_mask"]
 
@@ -115,6 +115,9 @@ class _BothWays:
             return given, named
         make = getattr(extras.load("transformers.masking_utils", extra="models"), self._name)
         states = given[0] if given else named["hidden_states"]
+        if "padding" not in named:
+            problem = "This architecture does not tell its layers of padding."
+            raise UnsupportedOperation(problem, "Use causal or bidirectional attention.")
         mask = make(config=self._config, inputs_embeds=states, attention_mask=named["padding"])
         place = list(signature(layer.forward).parameters).index("attention_mask")
         if place < len(given):  # some architectures pass it by position

@@ -19,6 +19,7 @@ __all__ = [
     "MINILM",
     "adapter_base",
     "adapter_digest",
+    "adapter_settings",
     "locate",
     "model_digest",
     "tensors_digest",
@@ -117,7 +118,30 @@ def adapter_base(folder: Path) -> Path | None:
     config = folder / "adapter_config.json"
     if not config.is_file() or any(folder.glob("model*.safetensors")):
         return None
-    return locate(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    told = adapter_settings(folder)
+    if not told.get("base_model_name_or_path"):
+        raise ConfigurationError(
+            f"{config} names no base_model_name_or_path.", "Load the model, and the adapter on it."
+        )
+    return locate(told["base_model_name_or_path"], told.get("revision"))
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What an adapter's configuration says.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is broken.
+    """
+    file = folder / "adapter_config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigurationError(f"{file} could not be read: {error}", "Fetch the adapter again.") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{file} is no object.", "Fetch the adapter again.")
+    return found
 
 
 def tokenizer_home(folder: Path, base: Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,6 +29,8 @@ from reperio.models.loading import (
     load_tokenizer,
     merge_adapter,
     position_table,
+    rope_change,
+    text_model,
 )
 from reperio.models.rows import RowMaker
 from reperio.models.view import ModelView, View
@@ -58,7 +61,8 @@ class LanguageModel:
     model
         A folder, or a name on the Hugging Face hub.
     revision
-        Commit, tag or branch on the hub.
+        Commit, tag or branch on the hub; or the content of the weights, as ``fields()["weights"]`` tells it, to which
+        they are held.
     device
         As torch names it; the best one there is where None.
     dtype
@@ -181,12 +185,12 @@ class LanguageModel:
     @property
     def dim(self) -> int:
         """Hidden size, d."""
-        return int(self.network.base_model.config.hidden_size)
+        return int(text_model(self.network).config.hidden_size)
 
     @property
     def positions(self) -> int | None:
         """Most tokens that it can read at once; None where nothing says."""
-        return _positions(self.network.base_model)
+        return _positions(text_model(self.network))
 
     @property
     def max_tokens(self) -> int | None:
@@ -220,7 +224,7 @@ class LanguageModel:
         network, tokenizer = self._load()
         with self._lock:
             if asked not in self._views:
-                ordinary = _ordinary(tokenizer, network.config)
+                ordinary = _ordinary(tokenizer, network.config.get_text_config())
                 self._views[asked] = ModelView(network, view=asked, packs=self.kernel is None, vocabulary=ordinary)
             return self._views[asked]
 
@@ -254,13 +258,24 @@ class LanguageModel:
                 "weights": tensors_digest(network.state_dict().items()),
                 "tokenizer": f"memory {hashlib.sha256(plain).hexdigest()[:32]}",
             }
-        return {**told, "dtype": precision}
+        return {**told, "config": _settings(network.config), "dtype": precision}
+
+    def _located(self) -> Path:
+        """The folder; where the weights' content is pinned, it is this content."""
+        if self.revision is None or not self.revision.startswith("files "):
+            return locate(self.model, self.revision)
+        folder = locate(self.model)
+        found = weights_digest(adapter_base(folder) or folder)
+        if found != self.revision:
+            problem = f"The weights in {folder} are {found!r}, and {self.revision!r} was asked for."
+            raise ConfigurationError(problem, "Fetch the model again, or pin what it is now.")
+        return folder
 
     def _load(self) -> tuple[Any, Any]:
         with self._lock:
             if self._loaded is None:
                 extras.load("torch", extra="models")
-                folder = locate(self.model, self.revision)
+                folder = self._located()
                 base = adapter_base(folder)
                 words = tokenizer_home(folder, base)
                 tokenizer = load_tokenizer(words, trust_remote_code=self.trust_remote_code)
@@ -273,11 +288,30 @@ class LanguageModel:
             return self._loaded
 
 
+# What a configuration says that changes no state.
+_ASIDE = {
+    *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "quantization_config"),
+    *("transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
+}
+
+
+def _settings(config: Any) -> str:
+    """Digest of a configuration, as far as it is not the usual one: the same weights give other states by another."""
+    told = {name: value for name, value in config.to_diff_dict().items() if name not in _ASIDE}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
 def _positions(base: Any) -> int | None:
-    """How many positions the model knows; those of a table are counted from after the padding's, as in RoBERTa."""
+    """How many positions the model knows; those of a table are counted from after the padding's, as in RoBERTa.
+
+    Where rotary frequencies change with the longest row of a call (``"dynamic"``), no more than leave them alone.
+    """
     table = position_table(base)
     if table is not None:
         return int(table.num_embeddings) - first_position(base)
+    rope = rope_change(base.config)
+    if rope is not None and rope[0] == "dynamic":
+        return rope[1]
     positions: int = getattr(base.config, "max_position_embeddings", None) or 0
     return positions if positions > 0 else None
 

@@ -13,11 +13,11 @@ from typing import Any
 from reperio import extras
 from reperio.errors import ConfigurationError, NotFound
 from reperio.models.architectures import stand_in
-from reperio.models.checkpoint import weight_files
+from reperio.models.checkpoint import adapter_settings, weight_files
 
 __all__ = [
-    "DTYPES",
     "QUANTIZED",
+    "check_code",
     "check_commit",
     "find_layers",
     "load_adapters",
@@ -25,9 +25,6 @@ __all__ = [
     "load_tokenizer",
     "merge_adapter",
 ]
-
-DTYPES = ("auto", "float32", "float16", "bfloat16", "int8", "int4")
-"""Precisions that weights may be loaded in; ``auto`` is that of the checkpoint."""
 
 QUANTIZED = ("int8", "int4")
 
@@ -66,6 +63,31 @@ def check_commit(revision: str | None) -> None:
         )
 
 
+def check_code(folder: Path) -> None:
+    """Refuse code that a pinned model takes from elsewhere.
+
+    Raises
+    ------
+    ConfigurationError
+        If a configuration names code in another repository, whose commit is not pinned.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        try:
+            named = json.loads(file.read_text(encoding="utf-8")).get("auto_map") or {} if file.is_file() else {}
+        except (ValueError, AttributeError):
+            continue  # what loads it says what is wrong
+        for place in map(str, named.values()):
+            if "--" in place:
+                problem = f"{file} takes code from another repository, {place!r}, at no fixed commit."
+                raise ConfigurationError(problem, "Copy that code beside the model, and pin the whole.")
+
+
+def text_model(model: Any) -> Any:
+    """The part of a model that reads text: without head, and of one that reads pictures too the language model."""
+    return model.base_model if model.config.get_text_config() is model.config else model.get_decoder()
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model.
 
@@ -92,7 +114,7 @@ def load_model(
     Parameters
     ----------
     dtype
-        One of `DTYPES`.
+        As in `LanguageModel`.
     device
         As torch names it; the best one there is where None.
     kernel
@@ -106,6 +128,8 @@ def load_model(
         Pickled weights, an architecture that transformers does not know, weights that lack or do not fit, NaN.
     """
     weight_files(folder)  # refuses pickles before anything is loaded
+    if code:
+        check_code(folder)
     torch, transformers = extras.load("torch", extra="models"), extras.load("transformers", extra="models")
     broken = extras.load("safetensors", extra="models").SafetensorError
     how: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": code}
@@ -210,6 +234,16 @@ def first_position(base: Any) -> int:
     return 0 if table is None or table.padding_idx is None else int(table.padding_idx) + 1
 
 
+def rope_change(config: Any) -> tuple[str, int] | None:
+    """The kind of rotary positions that depend on a call's longest row, and up to which length they do not."""
+    told = getattr(config, "rope_parameters", None) or {}
+    for rope in (told, *(part for part in told.values() if isinstance(part, dict))):
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            usual = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+            return str(rope["rope_type"]), int(rope.get("original_max_position_embeddings") or usual)
+    return None
+
+
 def load_adapters(model: Any, adapters: Mapping[str, Path]) -> None:
     """Load LoRA adapters beside the weights, all of them switched off.
 
@@ -224,12 +258,18 @@ def load_adapters(model: Any, adapters: Mapping[str, Path]) -> None:
         config = folder / "adapter_config.json"
         if not config.is_file():
             raise NotFound(f"adapters[{name!r}]: {folder} has no adapter_config.json.", "Give the adapter's folder.")
+        if not name or "." in name:
+            raise ConfigurationError(f"An adapter is called {name!r}.", "Use a name without a dot.")
+        adapter_settings(folder)  # refuses a broken one
         weights = folder / "adapter_model.safetensors"
         if not weights.is_file():
             problem = f"adapters[{name!r}]: {folder} has no adapter_model.safetensors."
             raise ConfigurationError(problem, "Save the adapter with peft: it writes safetensors.")
         peft = extras.load("peft", extra="adapters")
-        tensors = extras.load("safetensors.torch", extra="models").load_file(weights)
+        try:
+            tensors = extras.load("safetensors.torch", extra="models").load_file(weights)
+        except (OSError, extras.load("safetensors", extra="models").SafetensorError) as error:
+            raise ConfigurationError(f"{weights} could not be read: {error}", "Fetch the adapter again.") from error
         tensors = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
         # An adapter of a model without a head names its layers without that model's own name.
         inside = all(key.startswith(f"{model.base_model_prefix}.") for key in tensors)
@@ -243,6 +283,7 @@ def load_adapters(model: Any, adapters: Mapping[str, Path]) -> None:
         if lacking or told.unexpected_keys:
             strange = sorted([*lacking, *told.unexpected_keys])
             raise _other_base(name, config, model, f"{len(strange)} weights have no counterpart, as {strange[0]}.")
+        _check_finite(folder, holder)
     if adapters:
         switch_adapter(model, None)
         model.requires_grad_(False)
@@ -259,6 +300,10 @@ def merge_adapter(model: Any, folder: Path) -> None:
     """
     name = "merged"
     load_adapters(model, {name: folder})
+    whole = extras.load("peft.utils.other", extra="adapters").AuxiliaryTrainingWrapper
+    if any(isinstance(part, whole) for part in model.modules()):
+        problem = f"The adapter in {folder} replaces whole modules, and is to be merged."
+        raise ConfigurationError(problem, "Merge it with peft, and save the model.")
     tuned = extras.load("peft.tuners.tuners_utils", extra="adapters").BaseTunerLayer
     for parent in list(model.modules()):
         for place, child in list(parent.named_children()):
@@ -270,14 +315,18 @@ def merge_adapter(model: Any, folder: Path) -> None:
 def switch_adapter(model: Any, name: str | None) -> None:
     """Switch one of a model's adapters on and the others off; all of them off where None."""
     tuned = extras.load("peft.tuners.tuners_utils", extra="adapters").BaseTunerLayer
+    whole = extras.load("peft.utils.other", extra="adapters").AuxiliaryTrainingWrapper
     for part in model.modules():
-        if isinstance(part, tuned):
-            part.enable_adapters(name is not None)
-            if name is not None:
-                part.set_adapter(name, inference_mode=True)
+        if not isinstance(part, (tuned, whole)):
+            continue
+        # A module that an adapter replaces as a whole knows the adapters that do so, and no other.
+        used = name is not None and (isinstance(part, tuned) or name in part._adapters)
+        part.enable_adapters(used)
+        if used:
+            part.set_adapter(name, inference_mode=True)
 
 
 def _other_base(name: str, config: Path, model: Any, why: object) -> ConfigurationError:
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = adapter_settings(config.parent).get("base_model_name_or_path")
     problem = f"The adapter {name!r} was made for {base!r} and does not fit this {type(model).__name__}: {why}"
     return ConfigurationError(problem, "Load it on the model that it was trained on.")

@@ -13,13 +13,14 @@ from reperio.models.attention import AttentionMode
 from reperio.models.rows import Row
 from reperio.models.states import TokenStates
 
-__all__ = ["TOLERANCES", "Probe", "probe"]
+__all__ = ["NEAR", "TOLERANCES", "Probe", "probe"]
 
 TOLERANCES = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 6e-2, "float64": 1e-9}
 """How far states may differ between one way to batch rows and another, relative to the largest; by precision."""
 
 _LENGTH = 9
-_NEAR = 256
+NEAR = 256
+"""Windows up to this many tokens are probed beyond their edge."""
 
 Run = Callable[[Sequence[Row]], TokenStates]
 
@@ -78,12 +79,19 @@ def probe(
     tolerance = TOLERANCES.get(dtype, 6e-2)
     length = _LENGTH if window is None else max(3, min(_LENGTH, window))
     # Where a window is short, the longer row shows what becomes of a token at its edge.
-    most = 2 * (length if window is None or window > _NEAR else window) + 1
+    most = 2 * (length if window is None or window > NEAR else window) + 1
     ids = np.random.default_rng(0).choice(np.array(vocabulary), size=most + 2).astype(np.int32)
     row, longer = _row(ids[:length]), _row(ids)
     other = ids[:length].copy()
     other[-1] = next(token for token in vocabulary if token not in (other[-1], other[0]))
-    alone, changed = padded([row]), padded([_row(other)])
+    try:
+        alone, changed = padded([row]), padded([_row(other)])
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        problem = f"The model does not run on rows of tokens: {type(error).__name__}: {error}."
+        raise UnsupportedOperation(problem, "Use a text model of transformers with one stack of layers.") from error
+    if not all(bool(x.isfinite().all()) for x in alone.layers):
+        fix = "Look for weights that are NaN, in the model or its adapter; or use float32."
+        raise UnsupportedOperation("The model's states are NaN or infinite.", fix)
     moved = [_far(a[0], b[0]) > tolerance / 10 for a, b in zip(alone.layers, changed.layers, strict=True)]
     _check_sight(mode, moved)
     beside = padded([row, longer])

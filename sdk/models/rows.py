@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,11 +114,14 @@ class RowMaker:
         self._before, _, suffix = prompt.partition(TEXT)
         self._twice = twice
         self._ends = list(ends)
+        tail = tokenizer("retrieval")["input_ids"][-len(ends) :] if ends else []
+        if tail == self._ends:  # the tokenizer puts them there itself
+            self._ends = []
         self._starts = list(starts)
         self._fill = fill
         self._special, last = _special(tokenizer)
         self._first = self._special + len(self._starts)
-        self._suffix = self._ids([suffix], special=False)[0] if suffix else []
+        self._suffix = self._after(suffix) if suffix else []
         self._last = last
         self._summary = list(summary)
         self._tail = len(self._summary) + len(self._suffix) + last + len(self._ends)
@@ -182,7 +185,9 @@ class RowMaker:
 
     def whole(self, row: Tokens) -> Row:
         """A row that is cut to fit, as the model reads it."""
-        return self._finished(self.frame.cut(row), self.prompt_tokens(row))
+        prompt = self.prompt_tokens(row)
+        frame = self.frame if not self.frame.from_left else replace(self.frame, before=self.frame.before + prompt)
+        return self._finished(frame.cut(row), prompt)
 
     def windows(self, row: Tokens) -> list[Row]:
         """The row as overlapping windows that hold all of its tokens; each has the prompt before it."""
@@ -207,6 +212,11 @@ class RowMaker:
             return Row(row, start, stop, lead=lead)
         filled = np.concatenate([row, np.full(lacking, self._fill.token, dtype=np.int32)])
         return Row(filled, start, stop, 0 if self._fill.seen else lacking, lead)
+
+    def _after(self, suffix: str) -> list[int]:
+        """Tokens of what follows a text, as they are where something stands before them."""
+        alone, [full, lead] = self._ids([suffix], special=False)[0], self._ids([f"a{suffix}", "a"], special=False)
+        return full[len(lead) :] if full[: len(lead)] == lead else alone
 
     def _ids(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         ids: list[list[int]] = self._encoded(texts, special=special)["input_ids"]

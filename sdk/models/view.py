@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,9 +18,9 @@ from reperio import extras
 from reperio.errors import ConfigurationError
 from reperio.models.attention import AttentionMode, apply, summary_mask
 from reperio.models.batching import Rows, run_halving, token_batches
-from reperio.models.loading import find_layers, first_position, switch_adapter
+from reperio.models.loading import find_layers, first_position, rope_change, switch_adapter, text_model
 from reperio.models.packing import Segments, pack_batches, register
-from reperio.models.probe import Probe, probe
+from reperio.models.probe import NEAR, Probe, probe
 from reperio.models.rows import Row
 from reperio.models.states import Head, TokenStates
 from reperio.protocols import Spec
@@ -64,7 +65,9 @@ class View:
             raise ConfigurationError(f"temperature is {self.temperature}.", "Use a positive number, 0.9 to 1 is usual.")
         if self.depth is not None and self.depth < 1:
             raise ConfigurationError(f"depth is {self.depth}.", "Use 1 or more layers.")
-        object.__setattr__(self, "summary", tuple(self.summary))  # of a specification it is a list
+        # Of a specification it is a list; one name alone is one token.
+        object.__setattr__(self, "summary", (self.summary,) if isinstance(self.summary, str) else tuple(self.summary))
+        object.__setattr__(self, "temperature", float(self.temperature))
         if bool(self.summary) != (self.attention == "summary"):
             problem = f"attention is {self.attention!r}, and summary names {len(self.summary)} tokens."
             raise ConfigurationError(problem, "Use attention='summary' with the tokens' names, and neither without.")
@@ -136,7 +139,7 @@ class ModelView:
         self.model = sharing_copy(model)
         if view.adapter is not None:
             switch_adapter(self.model, view.adapter)
-        self._base = self.model.base_model
+        self._base = text_model(self.model)
         parent, name, layers = find_layers(self._base)
         self.layers = len(layers)
         if view.depth is not None:
@@ -149,7 +152,11 @@ class ModelView:
         self.depth = len(layers)
         self.dtype = str(next(model.parameters()).dtype if not hasattr(model, "dtype") else model.dtype)
         self.dtype = self.dtype.removeprefix("torch.")
-        self._lock = threading.Lock()
+        rope = rope_change(self._base.config)
+        self._rope = None if rope is None else rope[1]
+        # transformers keeps such positions in the model between calls, so one call at a time.
+        self._lock = nullcontext() if rope is None else threading.RLock()
+        self._proven: float = np.inf
         self._packed: Any = None
         if packs and mode.name != "summary":
             self._packed = sharing_copy(self._base)
@@ -166,7 +173,7 @@ class ModelView:
         """Whether rows are packed, not padded."""
         return self._packed is not None
 
-    def run(self, rows: Sequence[Row], head: Head[R], *, budget: int, summary: int = 0) -> Iterator[tuple[Rows, R]]:
+    def run(self, rows: Sequence[Row], head: Head[R], *, budget: int) -> Iterator[tuple[Rows, R]]:
         """States of all rows through a head, batch by batch.
 
         Parameters
@@ -183,19 +190,32 @@ class ModelView:
         tuple
             Positions of the rows of a batch, and what the head gave. Each row comes once.
         """
-        lengths = [len(row) for row in rows]
-        packs = self.packs and not any(row.unseen for row in rows)
-        batches = pack_batches(lengths, budget) if packs else token_batches(lengths, budget)
         wanted = tuple(getattr(head, "layers", (self.depth,)))
         router = bool(getattr(head, "router", False))
+        for group, packed in self._groups(rows):
+            lengths = [len(rows[int(i)]) for i in group]
+            parts = pack_batches(lengths, budget) if packed else token_batches(lengths, budget)
+            forward = self._forward(rows, head, {"layers": wanted, "router": router, "packed": packed})
+            yield from run_halving([group[part] for part in parts], forward)
 
+    def _forward(self, rows: Sequence[Row], head: Head[R], how: Mapping[str, Any]) -> Callable[[Rows], Any]:
         def forward(batch: Rows) -> Any:
             with self._torch.inference_mode():
-                some = [rows[int(i)] for i in batch]
-                states = self.states(some, layers=wanted, router=router, packed=packs)
-                return head(states)
+                return head(self.states([rows[int(i)] for i in batch], **how))
 
-        yield from run_halving(batches, forward)
+        return forward
+
+    def _groups(self, rows: Sequence[Row]) -> Iterator[tuple[Rows, bool]]:
+        """Rows that may share a batch, and whether it is a pack."""
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        unseen = np.array([row.unseen for row in rows], dtype=np.int64) > 0
+        packed = ~unseen & (lengths <= self._proven) if self.packs else np.zeros(len(rows), dtype=np.bool_)
+        # Long rotary positions change with the longest row of a call.
+        long = lengths > (self._rope or np.inf)
+        for packs, beyond in product((True, False), (False, True)):
+            group = np.flatnonzero((packed == packs) & (long == beyond))
+            if len(group):
+                yield group, packs
 
     def states(
         self,
@@ -213,7 +233,8 @@ class ModelView:
         run = self._run_packed if packed else self._run_padded
         token = _kept.set(kept := dict.fromkeys(wanted))
         try:
-            ids, last, out, gather = run(rows, lengths, router=router)
+            with self._lock:
+                ids, last, out, gather = run(rows, lengths, router=router)
         finally:
             _kept.reset(token)
         # Where fewer layers are run, the last one's states are taken before the norm, as of any layer but the last.
@@ -250,7 +271,9 @@ class ModelView:
     def _run_padded(self, rows: Sequence[Row], lengths: NDArray[np.int64], *, router: bool) -> Any:
         torch, device = self._torch, self.device
         width = int(lengths.max())
-        ids = np.full((len(rows), width), self._base.config.pad_token_id or 0, dtype=np.int64)
+        pad = self._base.config.pad_token_id
+        known = pad is not None and 0 <= pad < self._base.config.vocab_size  # else any: no token looks at it
+        ids = np.full((len(rows), width), pad if known else 0, dtype=np.int64)
         mask = np.arange(width)[None, :] < lengths[:, None]
         ids[mask] = np.concatenate([row.ids for row in rows])
         seen = torch.from_numpy(mask).to(device)
@@ -297,7 +320,10 @@ class ModelView:
             with torch.inference_mode():
                 return self.states(rows, layers=layers, packed=True)
 
-        window = getattr(self._base.config, "sliding_window", None)
+        windows = (getattr(self._base.config, name, None) for name in ("sliding_window", "local_attention"))
+        window = max((window for window in windows if window is not None), default=None)
+        if window is not None and window > NEAR:  # a probe of such rows costs too much: longer ones are padded
+            self._proven = min(n for n in (window, getattr(self._base.config, "sliding_window", None)) if n is not None)
         how: Any = {"vocabulary": vocabulary, "dtype": self.dtype, "window": window}
         found = probe(self.mode, padded, None, **how)
         self._own_ahead = found.ahead

@@ -119,7 +119,8 @@ sys.stdout.write(encoder.encode_query(["a canary", "東京"]).embeddings.tobytes
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     other = np.frombuffer(bytes.fromhex(ran.stdout), dtype=np.float32).reshape(2, -1)
-    assert ran.stderr == ""
+    # bitsandbytes, where it is installed, says of itself what it cannot load.
+    assert [line for line in ran.stderr.splitlines() if "gemm_4bit" not in line] == []
     np.testing.assert_allclose(other, minilm.encode_query(["a canary", "東京"]).embeddings, rtol=0, atol=ALIKE)
 
 

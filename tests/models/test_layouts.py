@@ -468,9 +468,10 @@ def test_the_checkpoint_s_pooling_wins_over_a_name_with_a_warning_and_a_pooling_
 
 def test_what_is_given_comes_before_what_the_checkpoint_says(tmp_path: Path, plain_llama: Path) -> None:
     folder = sentence(tmp_path / "st", plain_llama, Normalize(), prompts=PROMPTS)
-    other = DecoderEncoder(folder, prompts={}, normalize=False, max_tokens=32, dim=8, attention="bidirectional")
+    none = {"query": "", "document": ""}
+    other = DecoderEncoder(folder, prompts=none, normalize=False, max_tokens=32, dim=8, attention="bidirectional")
     layout = other.layout
-    assert (dict(layout.prompts), layout.normalize, layout.max_tokens, layout.dim) == ({}, False, 32, 8)
+    assert (dict(layout.prompts), layout.normalize, layout.max_tokens, layout.dim) == (none, False, 32, 8)
     assert layout.attention == "bidirectional"
     assert other.dim == 8
 
