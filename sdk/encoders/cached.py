@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,14 @@ from reperio import forks, meter
 from reperio.artifacts import disk_errors
 from reperio.embeddings import Kind, from_bytes, to_bytes
 from reperio.encoders.texts import check_texts, elsewhere
-from reperio.errors import ConfigurationError, CorruptArtifact, InvalidInput, NewerFormat, StorageError
+from reperio.errors import (
+    ConfigurationError,
+    CorruptArtifact,
+    InvalidInput,
+    NewerFormat,
+    StorageError,
+    UnsupportedOperation,
+)
 from reperio.protocols import Encoder, Spec
 from reperio.types import Encoded, Fingerprint
 
@@ -62,6 +69,9 @@ class CachedEncoder(Generic[E]):
     encoding. Each row is sealed: one that was altered is seen, dropped and encoded again. Another encoder, or the
     same with other weights, has another fingerprint, and so finds nothing of this one's. Where the file cannot be
     written or turns out to be damaged, a warning says so once, and texts are encoded without it.
+
+    A text that was cut is told of as the encoder tells: with a warning where its ``on_truncation`` is ``"warn"``. Any
+    other encoder is asked again, as it may refuse what one of the same fingerprint has cut and kept.
 
     Counts ``cache_hits``, ``cache_misses`` and ``cache_damaged`` with `reperio.meter`, in texts.
 
@@ -162,7 +172,7 @@ class CachedEncoder(Generic[E]):
             raise ConfigurationError("Texts as they are need no cache.", "Use the encoder itself.")
         start = f"{fingerprint.digest} {role} ".encode()
         keys = [hashlib.blake2b(start + text.encode(), digest_size=32).digest() for text in checked]
-        found = self._use(partial(_Rows.get, keys=keys)) or {}
+        found = self._told_of(keys, self._use(partial(_Rows.get, keys=keys)) or {})
         first: dict[bytes, int] = {}
         for position, key in enumerate(keys):
             if key not in found:
@@ -181,6 +191,22 @@ class CachedEncoder(Generic[E]):
             np.array([row[1] for row in rows], dtype=np.int64),
             np.array([row[2] for row in rows], dtype=np.bool_),
         )
+
+    def _told_of(self, keys: Sequence[bytes], found: dict[bytes, _Row]) -> dict[bytes, _Row]:
+        """The rows that need no encoding: those of texts that were cut only where the encoder warns of them."""
+        cut = {key: tokens for key, (_, tokens, cut) in found.items() if cut}
+        if not cut:
+            return found
+        if not _warns(self.encoder):
+            return {key: row for key, row in found.items() if key not in cut}
+        count = sum(key in cut for key in keys)
+        meter.count("truncated", count)
+        warnings.warn(
+            f"{count} of {len(keys)} texts were cut, and are kept so; the longest has {max(cut.values())} tokens. "
+            "Use on_truncation='chunk' to lose nothing.",
+            stacklevel=4,
+        )
+        return found
 
     def _made(
         self, some: Sequence[tuple[bytes, int]], texts: Sequence[str], encode: Callable[[Sequence[str]], Encoded[E]]
@@ -208,6 +234,24 @@ class CachedEncoder(Generic[E]):
                     fix = "Encoding goes on without it; if it is damaged, delete it: it holds nothing else."
                     warnings.warn(f"The cache of embeddings fails: {problem}. {fix}", stacklevel=4)
                 return None
+
+
+def _warns(encoder: Encoder[Any]) -> bool:
+    """Whether an encoder, or what it is made of, warns of a text that it cuts, and refuses none."""
+    try:
+        policies = set(_policies(encoder.spec))
+    except UnsupportedOperation:  # a model in memory
+        policies = {getattr(encoder, "on_truncation", None)}
+    return "warn" in policies and policies <= {"warn", "chunk"}
+
+
+def _policies(spec: object) -> Iterator[object]:
+    if isinstance(spec, Mapping):
+        for name, value in cast("Mapping[str, object]", spec).items():
+            yield from (value,) if name == "on_truncation" else _policies(value)
+    elif isinstance(spec, list):
+        for part in cast("list[object]", spec):
+            yield from _policies(part)
 
 
 _Row = tuple[bytes, int, bool]

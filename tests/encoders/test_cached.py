@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from reperio import Collection, Document, meter
 from reperio.embeddings import to_bytes
-from reperio.encoders import BM25Encoder, CachedEncoder, HashEncoder, HashWeights, HashWords
+from reperio.encoders import BM25Encoder, CachedEncoder, DenseSum, HashEncoder, HashWeights, HashWords
 from reperio.encoders import cached as module
-from reperio.errors import ConfigurationError, CorruptArtifact, EmptyText, NewerFormat
+from reperio.errors import ConfigurationError, CorruptArtifact, EmptyText, NewerFormat, TruncationError
 from reperio.indexes import BM25Index, FlatIndex
+from reperio.models.language_model import LanguageModel
 from reperio.signals import Signal
 from reperio.testing.encoder import TEXTS, EncoderContract
 from reperio.types import Encoded, Fingerprint
@@ -91,6 +92,38 @@ def test_another_encoder_finds_nothing_of_this_one(tmp_path: Path) -> None:
     for inner in (first, second):
         CachedEncoder(inner, tmp_path / "cache.db").encode_document(WORDS[:3])
     assert second.asked == WORDS[:3]
+
+
+def test_what_one_encoder_cut_and_kept_is_told_by_one_that_warns_and_refused_by_one_that_refuses(
+    tmp_path: Path, plain_llama: Path
+) -> None:
+    def cached(on_truncation: Any, *, parts: int = 1) -> CachedEncoder[Any]:
+        one = model.encoder(max_tokens=8, on_truncation=on_truncation)
+        parted = {str(number): one for number in range(parts)}
+        return CachedEncoder(one if parts == 1 else DenseSum(parted), tmp_path / "cache.db")
+
+    model = LanguageModel(plain_llama)
+    for parts in (1, 2):  # a setting of the encoder's own, and of what it is made of
+        with pytest.warns(UserWarning, match="1 of 2 texts were cut to 8 tokens"):
+            wanted = cached("warn", parts=parts).encode_document(["short", TEXTS[0]])
+        with pytest.raises(TruncationError, match=r"texts\[1\] has \d+ tokens"):
+            cached("error", parts=parts).encode_document(["short", TEXTS[0]])
+        with (
+            pytest.warns(UserWarning, match="2 of 3 texts were cut, and are kept so") as told,
+            meter.measure() as counts,
+        ):
+            found = cached("warn", parts=parts).encode_document([TEXTS[0], "short", TEXTS[0]])
+        assert told[0].filename == __file__
+        assert (counts["cache_hits"], counts["cache_misses"], counts["truncated"]) == (3, 0, 2)
+        np.testing.assert_array_equal(found.embeddings, wanted.embeddings[[1, 0, 1]])
+
+
+def test_what_an_encoder_cut_that_does_not_say_whether_it_warns_is_encoded_again(tmp_path: Path) -> None:
+    inner = Two()
+    cached = CachedEncoder(inner, tmp_path / "cache.db")
+    for _ in range(2):
+        assert cached.encode_document(["a b", TEXTS[0]]).truncated.tolist() == [False, True]
+    assert inner.asked == ["a b", TEXTS[0], TEXTS[0]]
 
 
 def test_an_error_names_the_position_in_the_whole_batch(tmp_path: Path) -> None:
