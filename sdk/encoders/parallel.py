@@ -56,7 +56,8 @@ class ParallelEncoder(Generic[E]):
     workers
         How many processes; one a device where devices are given, else one a core.
     devices
-        As torch names them, dealt out in turn: the encoder's setting ``device`` in each worker.
+        As torch names them, dealt out in turn: the setting ``device`` of the encoder in each worker, or of the models
+        and encoders that it is made of.
     batch_size
         Texts that a worker is given at a time. At most two batches a worker are under way in `encode_stream`.
     threads
@@ -237,9 +238,20 @@ def _specs(spec: Spec, devices: Sequence[str] | None) -> list[Spec]:
         return [spec]
     if not devices:
         raise ConfigurationError("devices is empty.", "Name at least one, or leave it out.")
-    if "device" not in spec:
+    placed = [cast("Spec", _placed(spec, device)) for device in devices]
+    if placed[0] == _placed(spec, None):
         raise ConfigurationError(f"{spec['type']} has no setting device.", "Give `workers` in place of `devices`.")
-    return [{**spec, "device": device} for device in devices]
+    return placed
+
+
+def _placed(part: object, device: str | None) -> object:
+    """A specification with this device for each component of it that has such a setting."""
+    if isinstance(part, list):
+        return [_placed(one, device) for one in cast("list[object]", part)]
+    if not isinstance(part, Mapping):
+        return part
+    spec = {name: _placed(value, device) for name, value in cast("Mapping[str, object]", part).items()}
+    return {**spec, "device": device} if "type" in spec and "device" in spec else spec
 
 
 def _batches(texts: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:

@@ -16,9 +16,19 @@ import pytest
 
 from reperio import meter
 from reperio.embeddings import to_bytes
-from reperio.encoders import BM25Encoder, CachedEncoder, HashEncoder, HashWeights, HashWords, ParallelEncoder
+from reperio.encoders import (
+    BM25Encoder,
+    CachedEncoder,
+    DecoderEncoder,
+    DenseSum,
+    HashEncoder,
+    HashWeights,
+    HashWords,
+    ParallelEncoder,
+)
 from reperio.encoders.worker import Gone, receive, send
 from reperio.errors import ConfigurationError, EmptyText, NotFound, ReperioError
+from reperio.registry import build
 from reperio.testing.encoder import TEXTS, EncoderContract
 
 WORDS = [f"text {number} of many" for number in range(101)]
@@ -186,6 +196,23 @@ def test_devices_need_an_encoder_that_has_one() -> None:
         ParallelEncoder(HashEncoder(), workers=0)
     with pytest.raises(ConfigurationError, match="role is 'other'"):
         ParallelEncoder(HashEncoder(), workers=1).encode_stream([], role="other")  # type: ignore[arg-type]
+
+
+def test_a_device_is_set_wherever_the_encoder_has_one_within(plain_llama: Path) -> None:
+    inner = DecoderEncoder(plain_llama, max_tokens=512)
+    both = DenseSum({"words": HashEncoder(), "model": inner, "again": inner})
+    placed = [_devices(spec) for spec in ParallelEncoder(both, devices=["cuda:0", "cuda:1"])._specs]
+    assert placed == [["cuda:0"] * 2, ["cuda:1"] * 2]
+    assert _devices(both.spec) == [None, None]
+    for spec in ParallelEncoder(inner, devices=["cpu", "cpu"])._specs:  # built here: a worker is slow to load torch
+        built = build(spec)
+        assert built.model.device == "cpu"
+        assert built.fingerprint == inner.fingerprint
+
+
+def _devices(spec: Any) -> list[str | None]:
+    within = [device for part in spec.values() if isinstance(part, dict) for device in _devices(part)]
+    return [spec["device"], *within] if "device" in spec else within
 
 
 class Elsewhere(HashEncoder):
