@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from reperio import extras, meter
 from reperio.embeddings import Sparse
-from reperio.encoders.closed_form_states import StemStates
+from reperio.encoders.closed_form_states import FINITE, StemStates
 from reperio.encoders.texts import check_texts
-from reperio.errors import ConfigurationError, EmptyText, UnsupportedOperation
+from reperio.errors import ConfigurationError, EmptyText, ShapeError, UnsupportedOperation
 from reperio.models.language_model import LanguageModel
 from reperio.models.states import TokenStates
 from reperio.protocols import Spec
@@ -67,7 +67,7 @@ class Discriminant:
         Raises
         ------
         ConfigurationError
-            If no stem is as frequent as ``min_count``.
+            If no stem is as frequent as ``min_count``, or the weights would not be finite.
         """
         counts = states.counts
         common = np.argsort(-counts, kind="stable")[:max_stems]
@@ -85,6 +85,8 @@ class Discriminant:
             fix = "Raise ridge, or fit on more text."
             raise ConfigurationError(f"States of {d} dimensions have no inverse covariance: {error}.", fix) from error
         bias = np.log(counts[kept] / states.tokens) / 2 - np.einsum("cd,cd->c", weights, apart) / 2
+        if not (np.isfinite(weights).all() and np.isfinite(bias).all()):  # LAPACK passes NaN on
+            raise ConfigurationError("What was seen of the states gives weights that are not finite.", FINITE)
         words = states.shortest
         return cls(
             states.keys[kept],
@@ -231,6 +233,8 @@ class ClosedFormEncoder:
             By position.
         FingerprintMismatch
             If the model is not the one whose states were seen.
+        ShapeError
+            If it gives states that are not finite.
         """
         self.states.check()
         passed = [self._passed(text) for text in check_texts(texts)]
@@ -321,7 +325,10 @@ class _Head:
             best = scores if best is None else best.maximum(scores)
         if best is None:
             raise EmptyText("A text has no state.", "Drop it.")
-        return self._kept((best + bias).cpu().numpy())
+        scores = (best + bias).cpu().numpy()
+        if not (np.isfinite(scores).all() and states.isfinite().all()):  # a row of such would be silently empty
+            raise ShapeError("The states of a text are not finite.", FINITE)
+        return self._kept(scores)
 
     def _kept(self, scores: NDArray[np.float32]) -> _Row:
         weights = np.log1p(self._scale * np.maximum(scores, 0)).astype(np.float32)

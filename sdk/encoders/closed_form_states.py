@@ -28,9 +28,12 @@ from reperio.models.view import View
 from reperio.protocols import Spec
 from reperio.registry import build
 
-__all__ = ["StemStates"]
+__all__ = ["FINITE", "StemStates"]
 
 KIND = "stem-states"
+
+FINITE = "Load the model in float32, and look at its weights."
+"""What to do about states that are not finite."""
 
 _TEXTS = 64
 """Texts read at once."""
@@ -177,6 +180,8 @@ class StemStates:
             By position in the stream; what came before is kept, and counted in ``texts``.
         FingerprintMismatch
             If the model is not the one whose states were seen before.
+        ShapeError
+            If it gives states that are not finite.
         """
         check_batch(texts)
         waiting, start = iter(texts), 0
@@ -195,8 +200,17 @@ class StemStates:
             ``(t, d)``.
         tokens, keys
             Numbers of states, and the key of a stem that each is of, ``(m,)`` each; see `token_terms`.
+
+        Raises
+        ------
+        ShapeError
+            For states of another length than those before, or that are not finite; nothing is taken in.
         """
         own = states[tokens].astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(own).all(axis=1))
+        if len(bad):
+            problem = f"{len(bad)} of {len(own)} states are not finite; the first is that of token {tokens[bad[0]]}."
+            raise ShapeError(problem, FINITE)
         self._begin(own.shape[1])
         order = np.argsort(keys, kind="stable")
         distinct, starts = np.unique(keys[order], return_index=True)

@@ -248,6 +248,33 @@ def test_states_of_another_model_are_refused(folder: Path, whole: StemStates, te
         StemStates.open(folder).observe(np.ones((2, 33)), np.array([0]), np.array([term_key("a")]))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_states_that_are_not_finite_are_refused_and_nothing_of_them_is_kept(
+    plain_llama: Path, folder: Path, texts: list[str], value: float
+) -> None:
+    states = StemStates.open(folder)
+    before, bad = states.seen, np.ones((4, 32))
+    bad[3, 7] = value
+    with pytest.raises(ShapeError, match="1 of 2 states are not finite; the first is that of token 3"):
+        states.observe(bad, np.array([0, 3]), np.array([term_key("a"), term_key("b")]))
+    encoder = ClosedFormEncoder(states, min_count=2)
+    with pytest.raises(ShapeError, match="states of a text are not finite"):
+        encoder.weigh(["merge"], [[bad]])
+    whole = encoder.weigh(["merge"], [[bad[:3]]])
+    assert np.isfinite(whole.weights).all()
+    assert states.seen == before
+    broken = LanguageModel(plain_llama)
+    fresh = StemStates(broken).add(texts[:2])  # the model is sound while it is probed
+    seen = fresh.seen
+    broken.network.base_model.norm.weight.data.fill_(value)
+    with pytest.raises(ShapeError, match="not finite"):
+        fresh.add(texts[2:4])
+    assert (fresh.seen, fresh.texts) == (seen, 2)
+    states._sums[0, 0] = value
+    with pytest.raises(ConfigurationError, match="weights that are not finite"):
+        ClosedFormEncoder(states, min_count=1)
+
+
 def test_damage_is_noticed(folder: Path, tmp_path: Path, whole: StemStates) -> None:
     whole.save(tmp_path / "seen")
     file = tmp_path / "seen" / "sums.npy"
