@@ -171,6 +171,8 @@ def test_what_cannot_be_fitted_or_bridged_is_refused(passages: list[str], projec
         Projection.fit(Turned(), HashEncoder(128), passages[:30] * 5)
     with pytest.raises(ConfigurationError, match="old encoder is sparse"):
         Projection.fit(Turned(), BM25Encoder(), passages)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="k is -1"):
+        Projection.fit(Turned(), HashEncoder(128), passages, k=-1)
     with pytest.raises(FingerprintMismatch, match="not learnt for turned"):
         ProjectedEncoder(Turned(seed=1), projection).encode_query(["merge"])
     with pytest.raises(UnsupportedOperation, match="Save it"):
