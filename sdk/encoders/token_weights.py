@@ -89,12 +89,17 @@ class TokenWeights:
 
         Raises
         ------
+        ConfigurationError
+            If ``size`` is below the tokenizer's vocabulary.
         InvalidInput
             If there is no text.
         """
         check_batch(texts)
         made = read_tokenizer(Path(tokenizer))
-        found = np.zeros(size or made.get_vocab_size(), dtype=np.int64)
+        known = _size(made)
+        if size is not None and size < known:
+            raise ConfigurationError(f"size is {size}; the tokenizer has {known} tokens.", f"Use {known} or more.")
+        found = np.zeros(known if size is None else size, dtype=np.int64)
         count = 0
         waiting: Iterator[str] = iter(texts)
         while some := list(islice(waiting, _TEXTS_AT_ONCE)):
@@ -151,8 +156,8 @@ class TokenWeights:
         return self._encode(texts)
 
     def terms(self, text: str) -> dict[int, str]:
-        """Column → token of ``text``, for explanations."""
-        [encoded] = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        """Column → token of ``text``, for explanations; raises what `encode_query` raises."""
+        [encoded] = self._tokenizer.encode_batch(check_texts([text]), add_special_tokens=False)
         return {token: self._word(token) for token in sorted(set(encoded.ids))}
 
     def save(self, path: Path | str, /) -> None:
@@ -237,8 +242,12 @@ def _read(folder: Path, tokenizer: Any) -> NDArray[np.float32]:
     return out
 
 
+def _size(tokenizer: Any) -> int:
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
 def _checked(weights: NDArray[np.float32], tokenizer: Any, where: str) -> NDArray[np.float32]:
-    size = max(tokenizer.get_vocab().values()) + 1
+    size = _size(tokenizer)
     if weights.ndim != 1 or len(weights) < size:
         problem = f"{where} has weights of shape {weights.shape}, and the tokenizer has {size} tokens."
         raise ConfigurationError(problem, "Give one weight for each token.")

@@ -190,6 +190,11 @@ def test_what_does_not_fit_is_refused(published: Path, tmp_path: Path) -> None:
         TokenWeights(tmp_path)
     with pytest.raises(InvalidInput, match="no text"):
         TokenWeights.from_corpus([], tmp_path)
+    for size in (0, 10):
+        with pytest.raises(ConfigurationError, match=f"size is {size}; the tokenizer has 600 tokens"):
+            TokenWeights.from_corpus(TEXTS, tmp_path, size=size)
+    with pytest.raises(InvalidInput, match=r"texts\[0\] holds half of a surrogate pair at character 1"):
+        table.terms("a\ud800")
     for weights, named in ((np.ones(5), r"\(5,\)"), (np.full(600, -1.0), "-1"), (np.full(600, np.nan), "nan")):
         with pytest.raises(ConfigurationError, match=named):
             TokenWeights.of(byte_pairs().backend_tokenizer, weights.astype(np.float32))
