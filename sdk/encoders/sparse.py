@@ -261,6 +261,7 @@ class SparseEncoder:
                 )
                 given = known
             setattr(self, name, given or known)
+        check_saturation(self.pooling, self.activation)
         self.top_n = told.top_n if self.top_n is None else self.top_n
         self.prompts = dict(told.prompts) if self.prompts is None else self.prompts
         self.max_tokens = told.max_tokens if self.max_tokens is None else self.max_tokens

@@ -10,6 +10,8 @@ from typing import Any
 
 from reperio.artifacts import new_folder
 from reperio.errors import ConfigurationError
+from reperio.models.architectures import read_json as settings_of
+from reperio.models.modules import COMMON, MODULES, Module, read_modules, read_prompts, read_routes
 
 __all__ = [
     "TYPES",
@@ -22,10 +24,9 @@ __all__ = [
     "write_pooling",
 ]
 
-_MODULES = "modules.json"
-_COMMON = "config_sentence_transformers.json"
 _BASE = "sentence_transformers.base.modules"
 _SPARSE = "sentence_transformers.sparse_encoder.modules"
+_POOLING = "SpladePooling"
 
 TYPES = {
     "Transformer": f"{_BASE}.transformer.Transformer",
@@ -73,47 +74,48 @@ def read_layout(folder: Path) -> SparseLayout | None:
     ConfigurationError
         If its modules make no learned-sparse encoder that is known here.
     """
-    if not (folder / _MODULES).is_file():
+    if not (folder / MODULES).is_file():
         return None
-    modules = [(_short(entry["type"]), folder / entry["path"]) for entry in read_json(folder / _MODULES)]
+    modules = read_modules(folder)
     queries: Path | None = None
-    if [kind for kind, _ in modules] == ["Router"]:
-        modules, queries = _routes(modules[0][1])
-    if [kind for kind, _ in modules] not in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"]):
-        found = ", ".join(kind for kind, _ in modules)
+    if [module.name for module in modules] == ["Router"]:
+        modules, queries = _routes(modules[0].path)
+    if [module.name for module in modules] not in (["Transformer", _POOLING], ["MLMTransformer", _POOLING]):
+        found = ", ".join(module.name for module in modules)
         problem = f"{folder} is made of {found or 'nothing'}: it gives no weights of words."
         raise ConfigurationError(problem, "Use a model of Transformer and SpladePooling, or DenseEncoder.")
-    (_, model), (_, pooling) = modules
-    told, common = read_json(pooling / "config.json"), folder / _COMMON
-    settings: dict[str, Any] = read_json(common) if common.is_file() else {}
-    prompts: dict[str, str] = settings.get("prompts") or {}
-    reader = model / "sentence_bert_config.json"
-    limits: dict[str, Any] = read_json(reader) if reader.is_file() else {}
+    model, pooling = (module.path for module in modules)
+    file, reader = pooling / "config.json", model / "sentence_bert_config.json"
+    if not file.is_file():
+        raise ConfigurationError(f"{file} is missing.", "Fetch the model again.")
+    told = settings_of(file)
     return SparseLayout(
         model,
         told.get("pooling_strategy", "max"),
         told.get("activation_function", "relu"),
-        settings.get("max_active_dims"),
-        limits.get("max_seq_length"),
-        {role: text for role, text in prompts.items() if role in ("query", "document")},
+        _number(folder / COMMON, "max_active_dims"),
+        _number(reader, "max_seq_length"),
+        {role: text for role, text in read_prompts(folder).items() if text},
         queries,
     )
 
 
-def _routes(folder: Path) -> tuple[list[tuple[str, Path]], Path]:
+def _number(file: Path, name: str) -> int | None:
+    """A number that a file gives; None where it does not."""
+    found = settings_of(file).get(name)
+    if found is not None and (not isinstance(found, int) or found < 1):
+        raise ConfigurationError(f"{file} has {name}={found!r}.", "It is a number, 1 or more.")
+    return found
+
+
+def _routes(folder: Path) -> tuple[list[Module], Path]:
     """Modules of the documents' route, and the folder of the queries' table."""
-    told = read_json(folder / "router_config.json")
-    types, structure = told["types"], told["structure"]
-    ways = {route: [(_short(types[name]), folder / name) for name in names] for route, names in structure.items()}
+    ways = read_routes(folder)
     query = ways.get("query", [])
-    if set(ways) != {"query", "document"} or [kind for kind, _ in query] != ["SparseStaticEmbedding"]:
-        problem = f"{folder} routes {sorted(ways)}, queries through {[kind for kind, _ in query]}."
+    if set(ways) != {"query", "document"} or [module.name for module in query] != ["SparseStaticEmbedding"]:
+        problem = f"{folder} routes {sorted(ways)}, queries through {[module.name for module in query]}."
         raise ConfigurationError(problem, "Use one whose queries go through SparseStaticEmbedding, documents not.")
-    return ways["document"], query[0][1]
-
-
-def _short(kind: str) -> str:
-    return kind.rpartition(".")[2]
+    return ways["document"], query[0].path
 
 
 def read_json(file: Path) -> Any:
@@ -157,7 +159,7 @@ def write_common(folder: Path, modules: Mapping[str, str], *, prompts: Mapping[s
     entries = [
         {"idx": i, "name": str(i), "path": path, "type": TYPES[kind]} for i, (path, kind) in enumerate(modules.items())
     ]
-    write_json(folder / _MODULES, entries)
+    write_json(folder / MODULES, entries)
     told: dict[str, Any] = {"model_type": "SparseEncoder", "default_prompt_name": None, "similarity_fn_name": "dot"}
     limit = {} if top_n is None else {"max_active_dims": top_n}
-    write_json(folder / _COMMON, {**told, "prompts": dict(prompts), **limit})
+    write_json(folder / COMMON, {**told, "prompts": dict(prompts), **limit})

@@ -15,6 +15,7 @@ from reperio.errors import ConfigurationError, InvalidInput
 from reperio.models.language_model import LanguageModel
 from reperio.models.pooling import Pooling
 from reperio.models.states import Head
+from reperio.models.texts import check_batch, read_rows
 from reperio.models.view import View
 
 if TYPE_CHECKING:
@@ -113,12 +114,16 @@ def length_collapse(
     ConfigurationError
         If ``edges`` do not ascend, or there is no temperature.
     InvalidInput
-        If fewer than two buckets have two texts: then nothing can be compared.
+        If fewer than two buckets have two texts: then nothing can be compared; for a bare ``str``, or a text that is
+        none, by its position.
+    EmptyText
+        If a text is blank or has no token; names its position.
 
     References
     ----------
     .. [1] Length-Induced Embedding Collapse in Transformer-based Models. Zhou et al., 2024.
     """
+    check_batch(texts)
     bounds = np.asarray(edges, dtype=np.int64)
     if not len(bounds) or (np.diff(bounds) <= 0).any():
         raise ConfigurationError(f"edges are {list(edges)}.", "Give numbers of tokens that ascend.")
@@ -129,10 +134,10 @@ def length_collapse(
     head, limits = pooling or Pooling(), [n for n in (max_tokens, model.max_tokens) if n is not None]
     maker = model.rows(limit=min(limits) if limits else None)
     sums: Any = 0
-    counts = np.zeros(len(bounds), dtype=np.int64)
+    counts, read = np.zeros(len(bounds), dtype=np.int64), 0
     waiting = iter(texts)
     while some := list(islice(waiting, _AT_ONCE)):
-        rows = [maker.whole(row) for row in maker.tokenize(some)]
+        rows, read = read_rows(maker, some, start=read), read + len(some)
         buckets = np.searchsorted(bounds, [len(row) for row in rows], side="right") - 1
         counts += np.bincount(buckets[buckets >= 0], minlength=len(bounds))
         runs = (seen.run(rows, head, budget=model.batch_tokens) for seen in views)

@@ -16,6 +16,7 @@ from reperio.errors import ConfigurationError, InvalidInput
 from reperio.models.language_model import LanguageModel
 from reperio.models.pooling import Pooling
 from reperio.models.states import TokenStates
+from reperio.models.texts import check_batch, read_rows
 from reperio.models.view import View
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ def choose_layer(
     Raises
     ------
     InvalidInput
-        If fewer than 2 texts have 3 tokens or more.
+        If fewer than 2 texts have 3 tokens or more; for a bare ``str``, or a text that is none, by its position.
+    EmptyText
+        If a text is blank or has no token; names its position.
     ConfigurationError
         If ``by`` names no diagnostic.
 
@@ -198,6 +201,7 @@ def choose_layer(
     """
     if by not in get_args(By):
         raise ConfigurationError(f"by is {by!r}.", f"Use one of {', '.join(get_args(By))}.")
+    check_batch(texts)
     seen = model.view(view)
     numbers = tuple(range(seen.depth + 1))
     limit = max_tokens if model.max_tokens is None else min(max_tokens, model.max_tokens)
@@ -206,10 +210,11 @@ def choose_layer(
     pooled: list[list[Values]] = [[], []]
     waiting = iter(texts)
     while some := list(islice(waiting, _AT_ONCE)):
+        own, start = read_rows(maker, some, start=len(pooled[0])), len(pooled[0])
         for copy in (0, 1):
-            rows = [maker.whole(row) for row in maker.tokenize([noisy(t, seed=2 * seed + copy) for t in some])]
+            rows = read_rows(maker, [noisy(t, seed=2 * seed + copy) for t in some], start=start)
             _put(pooled[copy], seen.run(rows, _Means(numbers), budget=model.batch_tokens), len(rows))
-        rows = [row for row in map(maker.whole, maker.tokenize(some)) if row.stop - row.start >= 3]
+        rows = [row for row in own if row.stop - row.start >= 3]
         _put(shapes, seen.run(rows, _Shapes(numbers), budget=model.batch_tokens), len(rows))
     if len(shapes) < 2:
         raise InvalidInput(f"{len(shapes)} texts have 3 tokens or more.", "Give 100 to 1000 texts.")

@@ -6,25 +6,22 @@ are saved so), LLM2Vec, NV-Embed and GritLM.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from reperio import extras
 from reperio.errors import ConfigurationError, UnsupportedOperation
 from reperio.models.architectures import described, read_json
 from reperio.models.checkpoint import adapter_base, weight_files
-from reperio.models.inputs import Role, prompt_for
+from reperio.models.inputs import Role
+from reperio.models.modules import COMMON, MODULES, Module, read_modules, read_prompts
 from reperio.models.pooling import Pooling, PoolingMode, Region
 from reperio.models.states import Head
 
 __all__ = ["Layout", "read_layout"]
-
-ROLES: tuple[Role, Role] = ("query", "document")
 
 _SENTENCE: dict[str, PoolingMode] = {
     "cls": "cls",
@@ -125,7 +122,7 @@ def read_layout(folder: Path | None, *, adapter: Path | None = None, network: An
     names = [*listed, *map(str, code.values())]
     if told is not None or any(_BOTH_WAYS.search(name) for name in names):
         return _llm2vec({} if told is None else read_json(told / "llm2vec_config.json"))
-    if (folder / "modules.json").is_file():
+    if (folder / MODULES).is_file():
         return _sentence(folder, network)
     if any("gritlm" in name.lower() for name in names):
         empty = "<|embed|>\n"
@@ -167,37 +164,27 @@ def _nv_embed(folder: Path, config: Mapping[str, Any], network: Any) -> Layout:
     pooling.fill(weights, folder)
     if network is not None:
         pooling.to(network.device, network.dtype)
-    return Layout("NV-Embed", "bidirectional", pooling, _prompts(folder))
-
-
-def _prompts(folder: Path) -> dict[Role, str]:
-    """The prompts that sentence-transformers puts before queries and documents of this model."""
-    told = read_json(folder / "config_sentence_transformers.json")
-    model = SimpleNamespace(prompts=told.get("prompts") or {}, default_prompt_name=told.get("default_prompt_name"))
-    return {role: prompt_for(model, role) for role in ROLES}
+    return Layout("NV-Embed", "bidirectional", pooling, read_prompts(folder))
 
 
 def _sentence(folder: Path, network: Any) -> Layout:
-    modules = _modules(folder / "modules.json")
-    names = [str(module["type"]).rpartition(".")[2] for module in modules]
-    if names[0] != "Transformer" or modules[0].get("path"):
-        raise UnsupportedOperation(f"{folder} starts with a {modules[0]['type']}.", _ELSE)
+    modules = read_modules(folder)
+    names = [module.name for module in modules]
+    if names[0] != "Transformer" or modules[0].path != folder:
+        raise UnsupportedOperation(f"{folder} starts with a {modules[0].type}.", _ELSE)
     pooling: Head[Any] | None = None
     projections: list[Any] = []
     for place, (name, module) in enumerate(zip(names[1:], modules[1:], strict=True), 1):
-        path = Path(module["path"])
-        if path.is_absolute() or ".." in path.parts:
-            raise ConfigurationError(f"modules.json names the path {module['path']!r}.", "It must lie in the folder.")
         if name in ("Pooling", "LatentAttention", "MultiLayerPooling") and pooling is None:
-            pooling = _pooling(str(module["type"]), folder / path)
+            pooling = _pooling(module)
         elif name == "Dense" and pooling is not None:
             from reperio.models.projection import Projection
 
-            projections.append(Projection(folder=folder / path))
+            projections.append(Projection(folder=module.path))
         elif name == "Dropout" or (name == "Normalize" and place == len(names) - 1):
             continue
         else:
-            raise UnsupportedOperation(f"{folder} has a {module['type']} at place {place}.", _ELSE)
+            raise UnsupportedOperation(f"{folder} has a {module.type} at place {place}.", _ELSE)
     if projections:
         from reperio.models.projection import Projected
 
@@ -205,21 +192,12 @@ def _sentence(folder: Path, network: Any) -> Layout:
     move = getattr(pooling, "to", None)
     if move is not None and network is not None:
         move(network.device)
-    told = read_json(folder / "config_sentence_transformers.json")
+    told = read_json(folder / COMMON)
     ends = names[-1] == "Normalize"
     longest = _plain_reading(folder)
-    return Layout("sentence-transformers", "own", pooling, _prompts(folder), ends, told.get("truncate_dim"), longest)
-
-
-def _modules(file: Path) -> list[dict[str, Any]]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigurationError(f"{file} is no JSON: {error}", "Fetch the checkpoint again.") from error
-    modules = cast("list[dict[str, Any]]", found) if isinstance(found, list) else []
-    if not modules or not all({"type", "path"} <= set(module) for module in modules):
-        raise ConfigurationError(f"{file} lists no modules.", "Each has a type and a path.")
-    return modules
+    return Layout(
+        "sentence-transformers", "own", pooling, read_prompts(folder), ends, told.get("truncate_dim"), longest
+    )
 
 
 def _plain_reading(folder: Path) -> int | None:
@@ -239,9 +217,9 @@ def _plain_reading(folder: Path) -> int | None:
     return None if longest is None else int(longest)
 
 
-def _pooling(kind: str, folder: Path) -> Head[Any]:
+def _pooling(module: Module) -> Head[Any]:
     """A pooling as it was saved: sentence-transformers' own, or one of this package."""
-    name = kind.rpartition(".")[2]
+    name, folder = module.name, module.path
     if name != "Pooling":
         from reperio.registry import resolve
 

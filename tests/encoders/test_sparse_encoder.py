@@ -6,6 +6,7 @@ import heapq
 import inspect
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,14 @@ def test_a_folder_of_sentence_transformers_says_how_it_is_read(bert: Path, tmp_p
         found = ours(TEXTS).embeddings
         assert np.diff(found.indptr).max() == 20
         np.testing.assert_allclose(dense(found), theirs(TEXTS).to_dense().numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def saved(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that sentence-transformers wrote."""
+    folder = tmp_path_factory.mktemp("peer") / "saved"
+    peer_of(bert).save(str(folder))
+    return folder
 
 
 def test_an_older_folder_with_the_model_inside_is_read(bert: Path, tmp_path: Path) -> None:
@@ -375,6 +384,67 @@ def test_other_modules_are_refused(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ConfigurationError, match="no weights of words"):
         SparseEncoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "told", "says"),
+    [
+        ("modules.json", [{"idx": 0}], "at place 0"),
+        ("modules.json", [1], "has 1 at place 0"),
+        ("modules.json", {}, "lists no modules"),
+        ("modules.json", [{"type": "x.Transformer", "path": "../m1"}], r"the path '\.\./m1'.*in the folder"),
+        ("modules.json", [{"type": "x.Transformer", "path": 1}], "at place 0"),
+        ("modules.json", [{"type": "x.Router", "path": ""}], r"router_config\.json has no routes"),
+        ("1_SpladePooling/config.json", [], "holds a list"),
+        ("1_SpladePooling/config.json", {"activation_function": "gelu"}, "activation is 'gelu'"),
+        ("config_sentence_transformers.json", {"max_active_dims": "many"}, "max_active_dims='many'"),
+        ("config_sentence_transformers.json", {"prompts": ["query"]}, "the prompts"),
+    ],
+)
+def test_a_folder_that_is_broken_is_refused_by_its_file(
+    saved: Path, tmp_path: Path, file: str, told: Any, says: str
+) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "saved"))
+    (folder / file).write_text(json.dumps(told))
+    with pytest.raises(ConfigurationError, match=says):
+        SparseEncoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("route", "says"),
+    [
+        ({"types": {}, "structure": {"query": ["q"], "document": []}}, "'type': None"),
+        ({"types": {"../q": "x.Y"}, "structure": {"query": ["../q"]}}, r"the path '\.\./q'"),
+        ({"types": {}, "structure": {"query": "q"}}, "leads 'query' to 'q'"),
+        ({"types": {}, "structure": {"query": [[]]}}, "at place 0"),
+    ],
+)
+def test_routes_that_are_broken_are_refused(tmp_path: Path, route: Any, says: str) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "x.Router", "path": ""}]))
+    (tmp_path / "router_config.json").write_text(json.dumps(route))
+    with pytest.raises(ConfigurationError, match=says):
+        SparseEncoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [
+        ({"query": "q: ", "document": "d: "}, None),
+        ({"query": "q: ", "passage": "p: "}, None),
+        ({"corpus": "c: ", "general": "g: "}, "general"),
+        ({"passage": "p: ", "corpus": "c: ", "document": "", "general": "g: "}, "general"),
+    ],
+)
+def test_prompts_by_any_name_stand_where_sentence_transformers_puts_them(
+    saved: Path, tmp_path: Path, prompts: dict[str, str], default: str | None
+) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "saved"))
+    told = {"model_type": "SparseEncoder", "prompts": prompts, "default_prompt_name": default}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(told))
+    ours, peer = SparseEncoder(folder), Peer(str(folder), device="cpu")
+    for mine, its in ((ours.encode_query, peer.encode_query), (ours.encode_document, peer.encode_document)):
+        wanted = its(TEXTS[:2]).to_dense().numpy()
+        np.testing.assert_allclose(dense(mine(TEXTS[:2]).embeddings), wanted, rtol=0, atol=1e-5)
 
 
 def test_no_array_is_as_large_as_all_tokens_times_the_vocabulary(bert: Path) -> None:

@@ -8,6 +8,7 @@ import itertools
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from reperio import LanguageModel
 from reperio.encoders import DecoderEncoder
-from reperio.errors import ConfigurationError, InvalidInput
+from reperio.errors import ConfigurationError, EmptyText, InvalidInput
 from reperio.models.collapse import length_collapse
 from reperio.models.diagnostics import choose_layer, curvature, invariance, noisy, prompt_entropy
 from reperio.models.pooling import Pooling
@@ -129,6 +130,25 @@ def test_what_is_read_in_passing_is_read_whole(minilm: LanguageModel) -> None:
         choose_layer(minilm, ["a", "b"])
     with pytest.raises(ConfigurationError, match="by is 'luck'"):
         choose_layer(minilm, many, by="luck")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tell", [choose_layer, length_collapse])
+@pytest.mark.parametrize(
+    ("texts", "error", "says"),
+    [
+        ("one text", InvalidInput, "the one text 'one text'"),
+        (["a text of words", ""], EmptyText, r"texts\[1\] is ''"),
+        (["a text of words"] * 300 + [" "], EmptyText, r"texts\[300\] is ' '"),
+        (["a text of words", "\ud800"], InvalidInput, r"texts\[1\] holds half of a surrogate pair"),
+        (["a text of words", None], InvalidInput, r"texts\[1\] is a NoneType"),
+        (["a text of words", "\u200b\u200b"], EmptyText, r"texts\[1\].*has no token"),
+    ],
+)
+def test_a_text_that_is_none_is_refused_by_its_position(
+    minilm: LanguageModel, tell: Callable[..., Any], texts: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        tell(minilm, texts, max_tokens=8)
 
 
 # Length

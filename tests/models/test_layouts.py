@@ -115,6 +115,19 @@ def test_a_pooling_without_the_prompt_counts_the_whole_row_where_there_is_none(
     check_equal(sentence(tmp_path / "st", body, prompts={"query": PROMPTS["query"]}, **how))
 
 
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [({"query": "q: ", "passage": "p: "}, None), ({"corpus": "c: ", "general": "g: "}, "general")],
+)
+def test_prompts_by_other_names_stand_where_sentence_transformers_puts_them(
+    tmp_path: Path, plain_llama: Path, prompts: dict[str, str], default: str | None
+) -> None:
+    folder = sentence(tmp_path / "st", plain_llama)
+    told = {"prompts": prompts, "default_prompt_name": default}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(told))
+    check_equal(folder)
+
+
 def qwen3(folder: Path) -> Path:
     """Qwen3-Embedding: causal, the last token, which the tokenizer sets, and an instruction for queries alone."""
     body = saved(folder / "body", decoder("Qwen3", head=False), tokenizer("</s>"))
@@ -496,6 +509,8 @@ def spoilt(folder: Path, file: str, told: Any) -> None:
         ("sentence_bert_config.json", [], ConfigurationError, "holds a list"),
         ("modules.json", "[", ConfigurationError, "no JSON"),
         ("modules.json", [], ConfigurationError, "lists no modules"),
+        ("modules.json", [1], ConfigurationError, "has 1 at place 0"),
+        ("modules.json", [{"type": "x.Transformer", "path": 1}], ConfigurationError, "at place 0"),
         ("modules.json", [{"type": "x.Router", "path": ""}], UnsupportedOperation, "starts with a x.Router"),
         (
             "modules.json",
