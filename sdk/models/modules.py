@@ -55,7 +55,7 @@ def read_modules(folder: Path) -> list[Module]:
         raise ConfigurationError(f"{file} cannot be read: {error}", _AGAIN) from error
     except ValueError as error:
         raise ConfigurationError(f"{file} is no JSON: {error}", _AGAIN) from error
-    entries = cast("list[Any]", found) if isinstance(found, list) else []
+    entries: list[Any] = found if isinstance(found, list) else []
     if not entries:
         raise ConfigurationError(f"{file} lists no modules.", "Each has a type and a path.")
     return [_module(folder, file, place, entry) for place, entry in enumerate(entries)]
@@ -108,6 +108,6 @@ def read_prompts(folder: Path) -> dict[Role, str]:
     if not all(text is None or isinstance(text, str) for text in texts.values()):
         raise ConfigurationError(f"{folder / COMMON} has the prompts {found!r}.", "They are texts by name.")
     # It has a prompt for both roles at once, an empty one where none was saved: other names are for those who ask.
-    prompts = {**dict.fromkeys(ROLES, ""), **texts}
+    prompts: dict[str, str | None] = {"query": "", "document": "", **texts}
     model = SimpleNamespace(prompts=prompts, default_prompt_name=told.get("default_prompt_name"))
     return {role: prompt_for(model, role) for role in ROLES}

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from reperio.artifacts import loading
 from reperio.embeddings import Dense, check_dense
 from reperio.errors import ConfigurationError, CorruptArtifact
 from reperio.models.checkpoint import tokenizer_digest, weight_files, weights_digest
-from reperio.models.inputs import ROLES, Role, TextInput, prompt_for
+from reperio.models.inputs import ROLES, Role, TextInput
+from reperio.models.modules import COMMON, MODULES, read_modules, read_prompts
 from reperio.models.runtimes.heads import normalized
 from reperio.models.runtimes.plain import open_tokenizer, tokenized
 from reperio.models.windows import Frame, Tokens
@@ -90,13 +90,13 @@ class StaticModel:
         weight_files(folder)  # refuses pickles
         self._folder = folder
         with loading(folder, "static model"):
-            modules = _json(folder / "modules.json", [])
-            names = [module["type"].rpartition(".")[2] for module in modules] or ["StaticEmbedding"]
-            place = folder / modules[0]["path"] if modules else folder
+            modules = read_modules(folder) if (folder / MODULES).is_file() else []
+            names = [module.name for module in modules] or ["StaticEmbedding"]
+            place = modules[0].path if modules else folder
             tensors = _tensors(place / "model.safetensors")
             definition = (place / "tokenizer.json").read_text("utf-8")
             tokenizer = open_tokenizer(definition, extra=_EXTRA)
-            config, said = _json(place / "config.json", {}), _json(folder / "config_sentence_transformers.json", {})
+            config, said = _json(place / "config.json", {}), _json(folder / COMMON, {})
             cut: Any = json.loads(definition)["truncation"]
         own = _checked(folder, names, tensors)
         self._table: NDArray[Any] = tensors["embeddings" if own else "embedding.weight"]
@@ -107,12 +107,9 @@ class StaticModel:
         self.normalized = self._last[1] or (self._last[0] and self._truncate is None)
         self.dim = min(self._table.shape[1], self._truncate or self._table.shape[1])
         saved: int | None = config.get("max_length", _LENGTH) if own else cut and cut["max_length"]
-        prompts = SimpleNamespace(
-            prompts=said.get("prompts") or {}, default_prompt_name=said.get("default_prompt_name")
-        )
         self._unknown = _unknown(tokenizer) if own else None
         frame = Frame(limit=max_tokens or saved)
-        self._prompts = {role: prompt_for(prompts, role) for role in ROLES}
+        self._prompts = read_prompts(folder)
         self.inputs: Mapping[Role, TextInput] = {
             role: _Bag(tokenizer, self._prompts[role], frame, self._unknown) for role in ROLES
         }
