@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from reperio.encoders import (
     HashWeights,
     HashWords,
     ParallelEncoder,
+    SparseSum,
 )
 from reperio.encoders.worker import Gone, receive, send
 from reperio.errors import ConfigurationError, EmptyText, NotFound, ReperioError
@@ -54,11 +56,14 @@ def workers(of: int | None = None) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def two() -> Iterator[tuple[ParallelEncoder[Any], list[psutil.Process]]]:
-    before = {process.pid for process in workers()}
-    with ParallelEncoder(HashEncoder(64), workers=2, batch_size=50) as encoder:
-        encoder.encode_query(["start"])
-        yield encoder, [process for process in workers() if process.pid not in before]
+def two(shared: ParallelEncoder[Any]) -> Iterator[tuple[ParallelEncoder[Any], list[psutil.Process]]]:
+    shared.encode_query(["start"])
+    assert shared._crew is not None
+    both = [psutil.Process(worker._process.pid) for worker in shared._crew._all.values()]
+    yield shared, both
+    for process in both:
+        with suppress(psutil.NoSuchProcess):  # one that a test that failed left stopped would stop all tests
+            process.resume()
 
 
 def in_a_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -81,7 +86,7 @@ def sends(process: psutil.Process) -> None:
     process.kill()
 
 
-@pytest.mark.parametrize("inner", [HashWeights(), HashWords(), BM25Encoder()])
+@pytest.mark.parametrize("inner", [SparseSum({"weights": HashWeights(), "words": BM25Encoder()}), HashWords()])
 def test_every_kind_comes_back_to_the_bit_and_in_order(inner: Any) -> None:
     texts = [*TEXTS, *WORDS]
     with ParallelEncoder(inner, workers=1, batch_size=7) as encoder, meter.measure() as counts:
@@ -126,7 +131,7 @@ def test_a_dead_worker_is_replaced_and_its_batch_given_to_another(
     thread, found = in_a_thread(lambda: encoder.encode_document(WORDS))
     sends(first)
     thread.join(30)
-    assert to_bytes(found[0].embeddings) == to_bytes(HashEncoder(64).encode_document(WORDS).embeddings)
+    assert to_bytes(found[0].embeddings) == to_bytes(HashEncoder(1024).encode_document(WORDS).embeddings)
     assert second.is_running()
     assert len(set(workers())) >= 2
 
@@ -148,21 +153,10 @@ def test_a_batch_that_kills_two_workers_is_an_error_that_names_them_and_it(
     assert len(encoder.encode_document(WORDS).embeddings) == len(WORDS)  # others have taken their places
 
 
-def test_closing_ends_every_worker_also_one_at_work(two: tuple[ParallelEncoder[Any], list[psutil.Process]]) -> None:
-    encoder, both = two
-    both[0].suspend()
-    thread, found = in_a_thread(lambda: encoder.encode_document(WORDS))
-    time.sleep(0.2)
-    encoder.close()
-    thread.join(30)
-    assert "closed" in str(found[0])
-    assert not any(process.is_running() for process in both)
-
-
 SCRIPT = """
 import sys
 from reperio.encoders import HashEncoder, ParallelEncoder
-encoder = ParallelEncoder(HashEncoder(64), workers=2, batch_size=10)
+encoder = ParallelEncoder(HashEncoder(64), workers=1, batch_size=10)
 print(encoder.encode_document([f"text {n}" for n in range(50)]).embeddings.shape, flush=True)
 if len(sys.argv) > 1:
     sys.stdin.read()
@@ -172,13 +166,13 @@ if len(sys.argv) > 1:
 def test_a_script_needs_no_guard_and_leaves_no_process(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
+    killed = subprocess.Popen([sys.executable, script, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("(50, 64)\n", "", 0)
-    killed = subprocess.Popen([sys.executable, script, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert killed.stdout is not None
     assert killed.stdout.readline() == b"(50, 64)\n"
     left = workers(killed.pid)
-    assert len(left) == 2
+    assert len(left) == 1
     killed.kill()
     killed.communicate()
     assert psutil.wait_procs(left, timeout=10)[1] == []
@@ -265,3 +259,14 @@ def test_a_message_cut_short_is_an_end_and_not_an_answer(tmp_path: Path) -> None
             else:
                 with pytest.raises(Gone):
                     receive(pipe)
+
+
+def test_closing_ends_every_worker_also_one_at_work(two: tuple[ParallelEncoder[Any], list[psutil.Process]]) -> None:
+    encoder, both = two
+    both[0].suspend()
+    thread, found = in_a_thread(lambda: encoder.encode_document(WORDS))
+    time.sleep(0.2)
+    encoder.close()
+    thread.join(30)
+    assert "closed" in str(found[0])
+    assert not any(process.is_running() for process in both)
