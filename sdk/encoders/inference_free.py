@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reperio.artifacts import described, new_folder
+from reperio.artifacts import new_folder, read_folder
 from reperio.embeddings import Sparse
 from reperio.encoders import sparse
 from reperio.encoders.sparse_layouts import TYPES, read_layout, write_common, write_json
 from reperio.encoders.token_weights import TokenWeights
 from reperio.errors import ConfigurationError, NotFound, StorageError, UnsupportedOperation
-from reperio.models.checkpoint import weights_digest
 from reperio.models.language_model import LanguageModel
 from reperio.protocols import Encoder, Spec
 from reperio.types import Encoded, Fingerprint
@@ -21,6 +20,9 @@ from reperio.types import Encoded, Fingerprint
 __all__ = ["InferenceFreeEncoder"]
 
 _KIND = "inference-free-encoder"
+_QUERIES = "query_0_SparseStaticEmbedding"
+_DOCUMENTS = {"document_0_Transformer": "sparse-model", "document_1_SpladePooling": "splade-pooling"}
+"""What `save` puts into a folder, and what each is."""
 
 
 class InferenceFreeEncoder:
@@ -111,14 +113,13 @@ class InferenceFreeEncoder:
         if not isinstance(self.documents, sparse.SparseEncoder):
             problem = f"Documents are encoded by a {type(self.documents).__name__}, which has no such layout."
             raise UnsupportedOperation(problem, "Use a SparseEncoder.")
-        names = {"query": ["query_0_SparseStaticEmbedding"]}
-        names["document"] = ["document_0_Transformer", "document_1_SpladePooling"]
+        names = {"query": [_QUERIES], "document": [*_DOCUMENTS]}
         kinds = {name: TYPES[name.rpartition("_")[2]] for route in names.values() for name in route}
         parameters: dict[str, Any] = {"default_route": "document", "allow_empty_key": True, "route_mappings": {}}
         meta: dict[str, Any] = {}
         with new_folder(path, _KIND, meta) as folder:
             self.queries.save(folder / names["query"][0])
-            with new_folder(folder / names["document"][0], "sparse-model", {}) as inside:
+            with new_folder(folder / names["document"][0], _DOCUMENTS[names["document"][0]], {}) as inside:
                 self.documents.write_model(inside)
             self.documents.write_pooling(folder / names["document"][1])
             write_json(folder / "router_config.json", {"types": kinds, "structure": names, "parameters": parameters})
@@ -142,17 +143,17 @@ def _opened(folder: Path) -> tuple[sparse.SparseEncoder, TokenWeights | None]:
 
 
 def _kept(folder: Path | None) -> Fingerprint | None:
-    """The fingerprint that `save` kept, while it holds: of these very weights, under this release's numbers."""
-    try:
-        kind, meta = ("", {}) if folder is None else described(folder)
-    except (NotFound, StorageError):  # a folder of somebody else's
+    """The fingerprint that `save` kept, while it holds: of these very files, under this release's numbers."""
+    if folder is None:
         return None
-    layout = None if folder is None or kind != _KIND else read_layout(folder)
-    if layout is None or "documents" not in meta:
+    try:
+        meta = read_folder(folder, _KIND)
+        for name, kind in _DOCUMENTS.items():
+            read_folder(folder / name, kind)
+    except (NotFound, StorageError):  # a folder of somebody else's, or that was changed
         return None
     told = meta["documents"]
-    found = Fingerprint(
-        "sparse", str(layout.model), told["dim"], tuple((name, value) for name, value in told["fields"])
-    )
-    now = Fingerprint.make("", "", 0, weights=weights_digest(layout.model), version=sparse.VERSION)
+    fields = tuple((name, value) for name, value in told["fields"])
+    found = Fingerprint("sparse", str(folder / next(iter(_DOCUMENTS))), told["dim"], fields)
+    now = Fingerprint.make("", "", 0, version=sparse.VERSION)
     return found if set(now.fields) <= set(found.fields) else None

@@ -31,7 +31,7 @@ class LexiconEncoder:
     """Weighs clusters of a model's vocabulary: ``w = log(1 + relu(max over tokens of C h))``, scaled to length 1.
 
     The vectors are dense and no longer than a dense encoder's, so that any index for those takes them; beside a dense
-    encoder they live in one index by `DenseSum`. A dimension has words for a name: see `strongest`.
+    encoder they live in one index by `DenseSum`. A dimension has words for a name: see `expansions`.
 
     Parameters
     ----------
@@ -44,7 +44,8 @@ class LexiconEncoder:
     top_n
         How many clusters a vector keeps, the strongest; the others are 0. All where None.
     prompts
-        What stands before a text, by role; or a template with ``{text}``. Its tokens are seen, and weigh nothing.
+        What stands before a text, by role; a str is for queries. A template where it holds ``{text}``. Its
+        tokens are seen, and weigh nothing.
     max_tokens
         Most tokens that are read of a text, prompt and special tokens counted; what the model reads where None.
     on_truncation
@@ -68,7 +69,7 @@ class LexiconEncoder:
         *,
         attention: str | View = "bidirectional",
         top_n: int | None = None,
-        prompts: Mapping[Role, str] | None = None,
+        prompts: str | Mapping[Role, str] | None = None,
         max_tokens: int | None = None,
         on_truncation: OnTruncation = "warn",
     ) -> None:
@@ -79,7 +80,7 @@ class LexiconEncoder:
         self._reading = Reading(
             self.model,
             view=attention if isinstance(attention, View) else View(attention),
-            prompts=prompts or {},
+            prompts={"query": prompts} if isinstance(prompts, str) else prompts or {},
             max_tokens=max_tokens,
             on_truncation=on_truncation,
         )
@@ -139,10 +140,10 @@ class LexiconEncoder:
         """
         return self._encode(texts, "document")
 
-    def strongest(self, text: str, n: int = 10, *, role: Role = "document") -> list[tuple[str, float]]:
+    def expansions(self, text: str, *, top: int = 20, role: Role = "document") -> list[tuple[str, float]]:
         """The strongest clusters of a text, by the words that name them, and what they weigh."""
         [vector] = self._encode([text], role).embeddings
-        best = np.argsort(-vector, kind="stable")[:n]
+        best = np.argsort(-vector, kind="stable")[:top]
         return [(", ".join(self.clusters.names[i]), float(vector[i])) for i in best.tolist() if vector[i] > 0]
 
     def _encode(self, texts: Sequence[str], role: Role) -> Encoded[Dense]:

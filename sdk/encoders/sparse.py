@@ -18,6 +18,7 @@ from reperio.encoders.sparse_layouts import SparseLayout, read_layout, write_com
 from reperio.errors import ConfigurationError, UnsupportedOperation
 from reperio.models.inputs import Role
 from reperio.models.language_model import LanguageModel
+from reperio.models.rows import TEXT
 from reperio.models.saturation import Activation, Saturation, Strength, Weights, check_saturation, pruned
 from reperio.models.screening import Screen
 from reperio.models.view import View
@@ -53,7 +54,7 @@ class SparseEncoder:
     top_n
         How many words are kept of a text, the strongest; by role if a mapping.
     prompts
-        What stands before a text, by role; or a template with ``{text}``.
+        What stands before a text, by role; a str is for queries. A template where it holds ``{text}``.
     max_tokens
         Most tokens that are read of a text, prompt and special tokens counted; what the model reads where None.
     on_truncation
@@ -78,7 +79,7 @@ class SparseEncoder:
         pooling: Strength | None = None,
         activation: Activation | None = None,
         top_n: int | Mapping[Role, int] | None = None,
-        prompts: Mapping[Role, str] | None = None,
+        prompts: str | Mapping[Role, str] | None = None,
         max_tokens: int | None = None,
         on_truncation: OnTruncation = "warn",
     ) -> None:
@@ -92,8 +93,12 @@ class SparseEncoder:
         self.pooling = pooling
         self.activation = activation
         self.top_n = dict(top_n) if isinstance(top_n, Mapping) else top_n
+        prompts = {"query": prompts} if isinstance(prompts, str) else prompts
         self.prompts: dict[str, str] | None = None if prompts is None else {str(r): text for r, text in prompts.items()}
         self.max_tokens = max_tokens
+        strange = set[str](self.top_n) - set(ROLES) if isinstance(self.top_n, dict) else set[str]()
+        if strange:
+            raise ConfigurationError(f"top_n names the role {sorted(strange)[0]!r}.", "Use query and document.")
         for role in ROLES:
             check_saturation(pooling, activation, self.limit(role))
         self._view = attention if isinstance(attention, View) else View(attention)
@@ -176,10 +181,10 @@ class SparseEncoder:
         """
         return self._encode(texts, "document")
 
-    def expansions(self, text: str, n: int = 20, *, role: Role = "document") -> list[tuple[str, float]]:
+    def expansions(self, text: str, *, top: int = 20, role: Role = "document") -> list[tuple[str, float]]:
         """The strongest words of a text and what they weigh, strongest first, whether it says them or not."""
         columns, weights = self._encode([text], role).embeddings.row(0)
-        best = np.argsort(-weights, kind="stable")[:n]
+        best = np.argsort(-weights, kind="stable")[:top]
         return [(self._word(int(columns[i])), float(weights[i])) for i in best]
 
     def terms(self, text: str) -> dict[int, str]:
@@ -193,8 +198,12 @@ class SparseEncoder:
         Raises
         ------
         UnsupportedOperation
-            If the model is no masked language model, or is seen in another way than it would be when opened again.
+            If the model is no masked language model, or is seen in another way than it would be when opened again;
+            or if ``top_n`` differs by role, long texts are read in windows, or a prompt goes on after the text.
         """
+        limits = {role: self.limit(role) for role in ROLES}
+        if len(set(limits.values())) > 1:
+            raise UnsupportedOperation(f"top_n is {limits}, and such a folder has one for both.", "Use one number.")
         with new_folder(path, "sparse-encoder", {}) as folder:
             self.write_model(folder)
             self.write_pooling(folder / "1_SpladePooling")
@@ -204,6 +213,10 @@ class SparseEncoder:
     def write_model(self, folder: Path) -> None:
         """The model and its tokenizer, as a part of a larger layout; raises as `save`."""
         reading, head, _ = self._load()
+        after = next((prompt for prompt in reading.prompts.values() if TEXT in prompt), None)
+        if reading.on_truncation == "chunk" or after is not None:
+            what = 'on_truncation="chunk"' if after is None else f"the prompt {after!r}"
+            raise UnsupportedOperation(f"Such a folder cannot tell of {what}.", "Keep this encoder by its `spec`.")
         if head.shifted or reading.settings != View() or self.model.adapters:
             problem = f"This {type(self.model.network).__name__}, seen as {reading.settings}, has no such layout."
             raise UnsupportedOperation(problem, "Save a masked language model without adapters; keep others by `spec`.")

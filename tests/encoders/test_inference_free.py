@@ -166,6 +166,29 @@ def test_other_weights_in_the_folder_are_another_fingerprint(published: Path, tm
     assert InferenceFreeEncoder(tmp_path / "saved").fingerprint != before
 
 
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("config_sentence_transformers.json", {"max_active_dims": 3}),
+        ("document_1_SpladePooling/config.json", {"activation_function": "relu"}),
+        ("document_0_Transformer/sentence_bert_config.json", {"max_seq_length": 40}),
+        ("document_0_Transformer/tokenizer.json", {"normalizer": {"type": "Lowercase"}}),
+    ],
+)
+def test_what_was_changed_in_the_folder_is_another_fingerprint(
+    published: Path, tmp_path: Path, file: str, changed: dict[str, Any]
+) -> None:
+    InferenceFreeEncoder(published).save(tmp_path / "saved")
+    before = InferenceFreeEncoder(tmp_path / "saved").fingerprint
+    told = json.loads((tmp_path / "saved" / file).read_text())
+    (tmp_path / "saved" / file).write_text(json.dumps({**told, **changed}))
+    after = InferenceFreeEncoder(tmp_path / "saved")
+    loaded = InferenceFreeEncoder(tmp_path / "saved")
+    loaded._folder = None
+    assert after.fingerprint != before
+    assert after.fingerprint == loaded.fingerprint
+
+
 def test_a_model_with_a_table_is_no_sparse_encoder(published: Path) -> None:
     with pytest.raises(ConfigurationError, match="InferenceFreeEncoder"):
         SparseEncoder(published)

@@ -144,7 +144,7 @@ def test_pruning_keeps_the_strongest_clusters(plain_llama: Path, clusters: Clust
 def test_the_strongest_clusters_are_told_by_their_words(plain_llama: Path, clusters: Clusters) -> None:
     encoder = LexiconEncoder(plain_llama, clusters)
     [vector] = encoder.encode_document(TEXTS[:1]).embeddings
-    told = encoder.strongest(TEXTS[0], 3)
+    told = encoder.expansions(TEXTS[0], top=3)
     assert [weight for _, weight in told] == sorted(vector.tolist(), reverse=True)[:3]
     assert told[0][0] == ", ".join(clusters.names[int(vector.argmax())])
 

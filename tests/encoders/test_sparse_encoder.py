@@ -6,6 +6,7 @@ import heapq
 import inspect
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -304,7 +305,7 @@ def test_a_collection_finds_and_explains_by_words(bert: Path, tmp_path: Path) ->
         assert hits[0].score == pytest.approx(float(weights[0] @ weights[1]), rel=1e-5)
         terms = collection.explain(TEXTS[1][:200], hits[0].document.id).signals["words"].terms
         assert terms
-        known = {word for word, _ in encoder.expansions(TEXTS[1][:200], 20, role="query")}
+        known = {word for word, _ in encoder.expansions(TEXTS[1][:200], role="query")}
         assert {term.term for term in terms} <= known
         assert sum(term.contribution for term in terms) == pytest.approx(hits[0].score, rel=1e-5)
 
@@ -328,7 +329,7 @@ def test_with_bm25_in_one_index_scores_add_up(bert: Path, tmp_path: Path) -> Non
 
 def test_expansions_are_the_strongest_words(bert: Path) -> None:
     encoder = SparseEncoder(bert)
-    strongest = encoder.expansions(TEXTS[0], 5)
+    strongest = encoder.expansions(TEXTS[0], top=5)
     columns, weights = encoder.encode_document(TEXTS[:1]).embeddings.row(0)
     assert [weight for _, weight in strongest] == sorted(weights.tolist(), reverse=True)[:5]
     by_weight = dict(zip(weights.tolist(), columns.tolist(), strict=True))
@@ -363,6 +364,7 @@ def test_states_that_are_no_numbers_are_refused() -> None:
         ({"activation": "gelu"}, "activation is 'gelu'"),
         ({"top_n": 0}, "top_n is 0"),
         ({"top_n": {"query": -1}}, "top_n is -1"),
+        ({"top_n": {"documents": 5}}, "top_n names the role 'documents'"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"attention": "sideways"}, "sideways"),
         ({"prompts": {"title": "x"}}, "title"),
@@ -377,6 +379,27 @@ def test_a_decoder_has_no_such_layout_to_be_saved_in(plain_llama: Path, tmp_path
     with pytest.raises(UnsupportedOperation, match="layout"):
         SparseEncoder(plain_llama).save(tmp_path / "saved")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"top_n": {"query": 8, "document": 80}}, "'query': 8, 'document': 80"),
+        ({"top_n": {"document": 80}}, "'query': None"),
+        ({"on_truncation": "chunk"}, "chunk"),
+        ({"prompts": {"query": "say {text} twice"}}, "say {text} twice"),
+    ],
+)
+def test_what_such_a_folder_cannot_tell_is_not_saved(bert: Path, tmp_path: Path, how: Any, says: str) -> None:
+    with pytest.raises(UnsupportedOperation, match=re.escape(says)):
+        SparseEncoder(bert, **how).save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_alone_is_for_queries(bert: Path) -> None:
+    one, two = SparseEncoder(bert, prompts="query: "), SparseEncoder(bert, prompts={"query": "query: "})
+    assert one.fingerprint == two.fingerprint
+    assert one.spec == two.spec
 
 
 def test_other_modules_are_refused(bert: Path, tmp_path: Path) -> None:
