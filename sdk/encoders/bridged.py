@@ -122,7 +122,7 @@ def _questions(
     texts: Sequence[str], asked: Mapping[str, Sequence[int]] | None, seed: int
 ) -> tuple[list[str], list[Sequence[int]]]:
     if asked is None:
-        chosen = np.random.default_rng(seed).permutation(len(texts))[:MOST].tolist()
+        chosen: list[int] = np.random.default_rng(seed).permutation(len(texts))[:MOST].tolist()
         found = {i: some for i in chosen if (some := extract(texts[i], seed + i)) is not None}
         questions, wanted = list(found.values()), [[i] for i in found]
     else:

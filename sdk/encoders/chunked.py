@@ -201,7 +201,8 @@ class ChunkEncoder:
         offsets = np.cumsum([0, *map(len, chunks)], dtype=np.int64)
         sums = np.zeros((int(offsets[-1]), self.model.dim), dtype=np.float32)
         for batch, states in self._reading.view.run(windows, _own_states, budget=self.model.batch_tokens):
-            for position, part in zip(batch.tolist(), states, strict=True):
+            positions: list[int] = batch.tolist()
+            for position, part in zip(positions, states, strict=True):
                 _add(sums[offsets[owners[position]] :], chunks[owners[position]], firsts[position], part)
         lengths = np.array([stop - start for some in chunks for start, stop in some], dtype=np.float32)
         vectors = sums / lengths[:, None] if len(lengths) else sums

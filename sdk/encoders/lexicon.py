@@ -143,8 +143,8 @@ class LexiconEncoder:
     def expansions(self, text: str, *, top: int = 20, role: Role = "document") -> list[tuple[str, float]]:
         """The strongest clusters of a text, by the words that name them, and what they weigh."""
         [vector] = self._encode([text], role).embeddings
-        best = np.argsort(-vector, kind="stable")[:top]
-        return [(", ".join(self.clusters.names[i]), float(vector[i])) for i in best.tolist() if vector[i] > 0]
+        best: list[int] = np.argsort(-vector, kind="stable")[:top].tolist()
+        return [(", ".join(self.clusters.names[i]), float(vector[i])) for i in best if vector[i] > 0]
 
     def _encode(self, texts: Sequence[str], role: Role) -> Encoded[Dense]:
         read = self._reading.read(texts, role, _Dense(self._head()))

@@ -316,7 +316,9 @@ class MultiVectorEncoder:
                 _check(kept, model.dim)
                 for part in (*kept.projections, *(() if kept.gate is None else (kept.gate,))):
                     part.to(model.network.device)
-                skip = {role: _skipped(kept.layout, role, model.tokenizer) for role in ROLES}
+                skip: dict[Role, NDArray[np.int64]] = {
+                    role: _skipped(kept.layout, role, model.tokenizer) for role in ROLES
+                }
                 self._open_ = _Opened(kept, self._read_with(kept.layout, model), skip)
             return self._open_
 

@@ -221,7 +221,7 @@ def _mask(place: Path) -> dict[str, Any]:
 
 def _prompts(settings: Mapping[str, Any]) -> dict[Role, str]:
     """Prompts by role, without the marker that stands before them anyway."""
-    saved = settings.get("prompts") or {}
+    saved: dict[str, str] = settings.get("prompts") or {}
     found: dict[Role, str] = {"query": saved.get("query") or ""}
     found["document"] = next((saved[name] for name in ("document", "passage", "corpus") if saved.get(name)), "")
     return {role: rest for role, text in found.items() if (rest := text.removeprefix(_prefix(settings, role)))}
@@ -234,7 +234,9 @@ def _prefix(settings: Mapping[str, Any], role: Role) -> str:
 def _lengths(told: Mapping[str, Any], settings: Mapping[str, Any], *, pylate: bool) -> dict[Role, int]:
     defaults: dict[Role, int | None] = {"query": 32, "document": 180} if pylate else {}
     source = settings if pylate else told
-    asked = {role: source.get(f"{role}_length") or defaults.get(role) or told.get("max_seq_length") for role in ROLES}
+    asked: dict[Role, int | None] = {
+        role: source.get(f"{role}_length") or defaults.get(role) or told.get("max_seq_length") for role in ROLES
+    }
     return {role: length for role, length in asked.items() if length}
 
 

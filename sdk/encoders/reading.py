@@ -169,10 +169,10 @@ class Reading:
                 raise ConfigurationError(f"{name} names the role {sorted(strange)[0]!r}.", "Use query and document.")
         self.model = model
         self.settings = view
-        self.prompts = {role: prompts.get(role, "") for role in ROLES}
+        self.prompts: dict[Role, str] = {role: prompts.get(role, "") for role in ROLES}
         self.max_tokens = max_tokens
         self.on_truncation: OnTruncation = on_truncation
-        self._limits = {role: limits.get(role) for role in ROLES}
+        self._limits: dict[Role, int | None] = {role: limits.get(role) for role in ROLES}
         self._ends = tuple(ends)
         self._around = {role: (around or {}).get(role, Around()) for role in ROLES}
         self._makers: dict[Role, RowMaker] | None = None
@@ -184,14 +184,15 @@ class Reading:
 
     def maker(self, role: Role) -> RowMaker:
         """How texts of a role become rows; loads the model's tokenizer."""
-        if self._makers is None:
+        made = self._makers
+        if made is None:
             tokenizer, most = self.model.tokenizer, self.model.positions
             for limit in self._limits.values():
                 if limit is not None and most is not None and limit > most:
                     problem = f"max_tokens is {limit}, and the model reads {most}."
                     raise ConfigurationError(problem, f"Use {most} or less.")
             ends = [_id(tokenizer, name) for name in self._ends]
-            self._makers = {
+            rows: dict[Role, RowMaker] = {
                 role: RowMaker(
                     tokenizer,
                     prompt=prompt,
@@ -204,7 +205,8 @@ class Reading:
                 )
                 for role, prompt in self.prompts.items()
             }
-        return self._makers[role]
+            self._makers = made = rows
+        return made[role]
 
     def fields(self) -> dict[str, Any]:
         """What embeddings hang on, for a fingerprint."""

@@ -176,8 +176,8 @@ def _means(
         raise ConfigurationError(f"prior is {prior}.", "Use 0 or more; 10 is usual.")
     described = _unit(encoder.encode_document([tool.text for tool in tools]).embeddings)
     counts = used.sum(axis=0)[:, None]
-    weight = np.where(counts, prior, 1.0).astype(np.float32)
-    return _unit(used.T @ queries + weight * described)
+    weight: NDArray[np.float32] = np.where(counts, prior, 1.0).astype(np.float32)
+    return _unit((used.T @ queries + weight * described).astype(np.float32))
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

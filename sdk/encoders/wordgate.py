@@ -95,9 +95,9 @@ class WordGate(TrainablePooling):
         """d."""
         return int(self.settings["dim"])
 
-    def forward(self, vectors: Any) -> Any:
+    def forward(self, batch: Any) -> Any:
         """The gate of each vector, tensor ``(w,)`` for ``(w, d)``, 0 or more."""
-        return self.linear(vectors.to(self.linear.weight.dtype)).squeeze(-1).relu()
+        return self.linear(batch.to(self.linear.weight.dtype)).squeeze(-1).relu()
 
     def apply(self, embeddings: MultiVector) -> tuple[MultiVector, NDArray[np.bool_]]:
         """The vectors that stay, and which they are, ``(w,)``; a text of which none would stay keeps all, unscaled."""
@@ -164,7 +164,7 @@ def linear_fit(
         Not one target for each vector, or no vector.
     """
     checked = check_dense(vectors, what="vectors").astype(np.float64)
-    wanted = np.asarray(targets, dtype=np.float64)
+    wanted: NDArray[np.float64] = np.asarray(targets, dtype=np.float64)
     if wanted.shape != (len(checked),) or not len(checked) or not np.isfinite(wanted).all():
         problem = f"There are {len(checked)} vectors and targets of shape {wanted.shape}, or some are not finite."
         raise ShapeError(problem, "Give one finite number for each vector.")
@@ -172,5 +172,7 @@ def linear_fit(
     centred = checked - mean
     spread = centred.T @ centred / len(checked)
     strength = ridge * float(np.trace(spread)) / len(spread) + np.finfo(np.float64).tiny
-    weight = np.linalg.solve(spread + strength * np.eye(len(spread)), centred.T @ (wanted - middle) / len(checked))
-    return weight.astype(np.float32), float(middle - mean @ weight)
+    target: NDArray[np.float64] = centred.T @ (wanted - middle) / len(checked)
+    solved: Any = np.linalg.solve(spread + strength * np.eye(len(spread)), target)
+    weight: NDArray[np.float32] = solved.astype(np.float32)
+    return weight, float(middle - mean @ solved)

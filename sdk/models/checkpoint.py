@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reperio import extras
 from reperio.artifacts import sha256
@@ -136,12 +136,12 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     """
     file = folder / "adapter_config.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ConfigurationError(f"{file} could not be read: {error}", "Fetch the adapter again.") from error
     if not isinstance(found, dict):
         raise ConfigurationError(f"{file} is no object.", "Fetch the adapter again.")
-    return found
+    return cast("dict[str, Any]", found)
 
 
 def tokenizer_home(folder: Path, base: Path | None) -> Path:

@@ -74,7 +74,9 @@ def check_code(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         file = folder / name
         try:
-            named = json.loads(file.read_text(encoding="utf-8")).get("auto_map") or {} if file.is_file() else {}
+            named: dict[str, Any] = (
+                json.loads(file.read_text(encoding="utf-8")).get("auto_map") or {} if file.is_file() else {}
+            )
         except (ValueError, AttributeError):
             continue  # what loads it says what is wrong
         for place in map(str, named.values()):
@@ -216,8 +218,11 @@ def find_layers(model: Any) -> tuple[Any, str, list[Any]]:
     wanted = getattr(model.config, "num_hidden_layers", None)
     for parent in model.modules():
         for name, child in parent.named_children():
-            if isinstance(child, torch.nn.ModuleList) and len(child) == wanted and len({type(x) for x in child}) == 1:
-                return parent, name, list(child)
+            if not isinstance(child, torch.nn.ModuleList):
+                continue
+            layers: list[Any] = list(child)
+            if len(layers) == wanted and len({type(layer).__name__ for layer in layers}) == 1:
+                return parent, name, layers
     problem = f"{type(model).__name__} has no list of {wanted} layers."
     raise ConfigurationError(problem, "Use a text model of transformers with one stack of layers.")
 
@@ -236,8 +241,9 @@ def first_position(base: Any) -> int:
 
 def rope_change(config: Any) -> tuple[str, int] | None:
     """The kind of rotary positions that depend on a call's longest row, and up to which length they do not."""
-    told = getattr(config, "rope_parameters", None) or {}
-    for rope in (told, *(part for part in told.values() if isinstance(part, dict))):
+    told: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    each: list[dict[str, Any]] = [told, *(part for part in told.values() if isinstance(part, dict))]
+    for rope in each:
         if rope.get("rope_type") in ("dynamic", "longrope"):
             usual = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
             return str(rope["rope_type"]), int(rope.get("original_max_position_embeddings") or usual)

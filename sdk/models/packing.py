@@ -96,7 +96,7 @@ def _attend(
     torch = extras.load("torch", extra="models")
     if attention_mask is not None:
         raise ConfigurationError("A pack of rows has no padding, and a mask was given.", "Leave it out.")
-    ahead = segments.ahead[module.layer_idx]
+    ahead = segments.ahead[int(module.layer_idx)]
     out = torch.empty_like(query[0].transpose(0, 1))  # (t, heads, d)
     at = 0
     for rows, length in segments.runs:

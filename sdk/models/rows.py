@@ -114,7 +114,7 @@ class RowMaker:
         self._before, _, suffix = prompt.partition(TEXT)
         self._twice = twice
         self._ends = list(ends)
-        tail = tokenizer("retrieval")["input_ids"][-len(ends) :] if ends else []
+        tail: list[int] = tokenizer("retrieval")["input_ids"][-len(ends) :] if ends else []
         if tail == self._ends:  # the tokenizer puts them there itself
             self._ends = []
         self._starts = list(starts)

@@ -87,15 +87,19 @@ class View:
         return {name: value for name, value in asdict(self).items() if name != "adapter"}
 
 
+def _tensors(thing: Any) -> list[Any]:
+    torch = extras.load("torch", extra="models")
+    return [value for value in vars(thing).values() if torch.is_tensor(value)]
+
+
 def _quantized(model: Any) -> Iterator[Any]:
     """Weights that a quantised layer keeps outside its parameters."""
-    torch = extras.load("torch", extra="models")
     for part in model.modules():
         state = getattr(part, "state", None)
         if hasattr(part, "init_8bit_state") and state is not None:
             if part.weight.CB is not None:  # bitsandbytes moves it at the first call, out of the copies' reach
                 part.init_8bit_state()
-            yield from (value for value in vars(state).values() if torch.is_tensor(value))
+            yield from _tensors(state)
 
 
 def sharing_copy(model: Any) -> Any:
@@ -256,7 +260,8 @@ class ModelView:
         torch, device = self._torch, self.device
         ids = torch.from_numpy(np.concatenate([row.ids for row in rows]).astype(np.int64)).to(device)
         first = first_position(self._base)
-        positions = np.concatenate([np.arange(first, first + length) for length in lengths.tolist()])
+        sizes: list[int] = lengths.tolist()
+        positions = np.concatenate([np.arange(first, first + size) for size in sizes])
         ahead = [self._sees_ahead(layer) for layer in range(self.depth)]
         how = {"output_router_logits": True} if router else {}
         out = self._packed(
@@ -266,7 +271,11 @@ class ModelView:
             segments=Segments.of(lengths, ahead, edge=self.mode.name != "own"),
             **how,
         )
-        return ids, out.last_hidden_state, out, lambda states: states.reshape(len(ids), -1)
+
+        def gather(states: Any) -> Any:
+            return states.reshape(len(ids), -1)
+
+        return ids, out.last_hidden_state, out, gather
 
     def _run_padded(self, rows: Sequence[Row], lengths: NDArray[np.int64], *, router: bool) -> Any:
         torch, device = self._torch, self.device
