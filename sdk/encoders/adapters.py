@@ -102,7 +102,7 @@ class Projection:
         if len(unique) < _LEAST:
             problem = f"There are {len(unique)} different texts of 8 words or more."
             raise InvalidInput(problem, f"Give {_LEAST} or more; some thousands are better.")
-        order = np.random.default_rng(seed).permutation(len(unique)).tolist()
+        order: list[int] = np.random.default_rng(seed).permutation(len(unique)).tolist()
         apart = order[: max(4 * FEWEST, int(_HELD_OUT * len(unique)))][: 2 * MOST]
         learnt = [unique[i] for i in order[len(apart) :]]
         pairs = [*learnt, *(cast("str", extract(text, seed + i)) for i, text in enumerate(learnt))]

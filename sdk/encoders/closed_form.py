@@ -90,7 +90,7 @@ class Discriminant:
         words = states.shortest
         return cls(
             states.keys[kept],
-            tuple(words[stem] for stem in kept.tolist()),
+            tuple(map(words.__getitem__, kept.tolist())),
             states.mean.astype(np.float32),
             np.ascontiguousarray(weights, dtype=np.float32),
             bias.astype(np.float32),
@@ -271,7 +271,7 @@ class ClosedFormEncoder:
 
     def _passed(self, text: str) -> NDArray[np.int64]:
         """Columns that a text is to have no weight in."""
-        own = set() if self.own else set(self.states.words.analyzer.keys(text))
+        own = set[int]() if self.own else set(self.states.words.analyzer.keys(text))
         return self._columns(np.array(sorted(own), dtype=np.int64))[0]
 
     def _enough(self, passed: Sequence[NDArray[np.int64]]) -> int:

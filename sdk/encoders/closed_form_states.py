@@ -341,7 +341,7 @@ class StemStates:
         new = self._empty()
         for batch, states in self.reading.view.run(laid.rows, _Own(self.layer), budget=self.model.batch_tokens):
             starts = np.cumsum([0, *map(len, states)])
-            some = [labels[row] for row in batch.tolist()]
+            some: list[Labels] = [labels[row] for row in batch.tolist()]
             numbers = [tokens + first for (tokens, _), first in zip(some, starts[:-1], strict=True)]
             new.observe(np.concatenate(states), np.concatenate(numbers), np.concatenate([keys for _, keys in some]))
         for text in texts:

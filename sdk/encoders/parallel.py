@@ -102,7 +102,7 @@ class ParallelEncoder(Generic[E]):
         self.progress = progress
         self._specs = _specs(encoder.spec, self.devices)
         self._count = workers or (len(self._specs) if self.devices else cores)
-        self._environment = dict.fromkeys(_THREADS, str(threads or max(1, cores // self._count)))
+        self._environment: dict[str, str] = dict.fromkeys(_THREADS, str(threads or max(1, cores // self._count)))
         self._lock = threading.Lock()
         self._crew: _Crew | None = None
         self._fingerprint: Fingerprint | None = None
