@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return out
 
 
+@cache
+def opened(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
 def plain(folder: Path, text: str) -> tuple[Any, Any]:
     """State and routing weights of a text's last token, by one call of transformers."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = opened(folder)
     ids = torch.tensor([byte_pairs()(PROMPT.replace("{text}", text))["input_ids"]])
     with torch.inference_mode():
         out = model(input_ids=ids, output_router_logits=True, output_hidden_states=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import json
@@ -44,7 +45,7 @@ def tokenizer(ends: str = "") -> Any:
     """The small tokenizer; with ``ends`` after every text."""
     import tokenizers
 
-    out = byte_pairs.__wrapped__()
+    out = copy.deepcopy(byte_pairs())
     if ends:
         special = [(name, out.convert_tokens_to_ids(name)) for name in ("<s>", ends)]
         out.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -64,7 +65,9 @@ def sentence(folder: Path, body: Path, *after: Any, pooling: str = "mean", lengt
     transformer = Transformer(str(body), max_seq_length=length)
     whole = how.pop("include_prompt", True)
     pool = TheirPooling(transformer.get_embedding_dimension(), pooling, whole)
-    SentenceTransformer(modules=[transformer, pool, *after], device="cpu", **how).save(str(folder))
+    SentenceTransformer(modules=[transformer, pool, *after], device="cpu", **how).save(
+        str(folder), create_model_card=False
+    )
     return folder
 
 
@@ -86,6 +89,12 @@ def check_equal(folder: Path, **settings: Any) -> DecoderEncoder:
             vectors = mine(TEXTS).embeddings
         np.testing.assert_allclose(vectors, its(TEXTS), rtol=0, atol=PEER)
     return ours
+
+
+@pytest.fixture(scope="module")
+def mean_of_llama(tmp_path_factory: pytest.TempPathFactory, plain_llama: Path) -> Path:
+    """A folder of sentence-transformers, to be copied by who changes it."""
+    return sentence(tmp_path_factory.mktemp("mean") / "st", plain_llama)
 
 
 # sentence-transformers
@@ -120,9 +129,9 @@ def test_a_pooling_without_the_prompt_counts_the_whole_row_where_there_is_none(
     [({"query": "q: ", "passage": "p: "}, None), ({"corpus": "c: ", "general": "g: "}, "general")],
 )
 def test_prompts_by_other_names_stand_where_sentence_transformers_puts_them(
-    tmp_path: Path, plain_llama: Path, prompts: dict[str, str], default: str | None
+    tmp_path: Path, mean_of_llama: Path, prompts: dict[str, str], default: str | None
 ) -> None:
-    folder = sentence(tmp_path / "st", plain_llama)
+    folder = Path(shutil.copytree(mean_of_llama, tmp_path / "st"))
     told = {"prompts": prompts, "default_prompt_name": default}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(told))
     check_equal(folder)
@@ -528,9 +537,9 @@ def spoilt(folder: Path, file: str, told: Any) -> None:
     ],
 )
 def test_what_cannot_be_read_is_refused_by_its_name(
-    tmp_path: Path, plain_llama: Path, file: str, told: Any, error: type[Exception], says: str
+    tmp_path: Path, mean_of_llama: Path, file: str, told: Any, error: type[Exception], says: str
 ) -> None:
-    folder = sentence(tmp_path / "st", plain_llama)
+    folder = Path(shutil.copytree(mean_of_llama, tmp_path / "st"))
     spoilt(folder, file, told)
     with pytest.raises(error, match=says):
         DecoderEncoder(folder).encode_document(TEXTS[:1])
