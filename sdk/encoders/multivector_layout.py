@@ -15,8 +15,10 @@ from reperio.encoders.reading import ROLES, Expansion
 from reperio.encoders.wholewords import WholeWords
 from reperio.encoders.wordgate import WordGate
 from reperio.errors import ConfigurationError, UnsupportedOperation
+from reperio.models.architectures import read_json
 from reperio.models.checkpoint import weight_files
 from reperio.models.inputs import Role
+from reperio.models.modules import MODULES, read_modules
 from reperio.models.projection import TokenProjection
 from reperio.protocols import Spec
 from reperio.registry import build
@@ -126,8 +128,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     UnsupportedOperation
         If it holds a module that is not known here.
     """
-    config = _json(folder / "config.json")
-    if (folder / "modules.json").is_file():
+    config = read_json(folder / "config.json")
+    if (folder / MODULES).is_file():
         return _modules(folder)
     if "HF_ColBERT" in (config.get("architectures") or []):
         return _original(folder)
@@ -138,7 +140,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _original(folder: Path) -> Checkpoint:
-    told = _json(folder / "artifact.metadata")
+    told = read_json(folder / "artifact.metadata")
     opened = extras.load("safetensors", extra="models").safe_open
     for file in weight_files(folder):
         with opened(str(file), "pt") as weights:
@@ -166,12 +168,12 @@ def _original(folder: Path) -> Checkpoint:
 
 
 def _modules(folder: Path) -> Checkpoint:
-    settings = _json(folder / "config_sentence_transformers.json")
+    settings = read_json(folder / "config_sentence_transformers.json")
     late = settings.get("model_type") in ("ColBERT", "MultiVectorEncoder") or bool(_PYLATE & settings.keys())
     model, own, told = folder, dict[str, Any](), dict[str, Any]()
     projections, mask, normalize, gate = list[Any](), dict[str, Any](), False, None
-    for module in _json(folder / "modules.json", wanted=list):
-        place, name = folder / module["path"], str(module["type"]).rpartition(".")[2]
+    for module in read_modules(folder):
+        place, name = module.path, module.name
         if name == "Transformer":
             model, told = place, _transformer(place)
         elif not late:
@@ -182,11 +184,11 @@ def _modules(folder: Path) -> Checkpoint:
             mask = _mask(place)
         elif name == "Normalize":
             normalize = True
-        elif module["type"] == _OWN:
-            own = _json(place / "config.json")
+        elif module.type == _OWN:
+            own = read_json(place / "config.json")
             gate = WordGate(folder=place / "gate") if (place / "gate").is_dir() else None
         else:
-            raise UnsupportedOperation(f"{folder} has the module {module['type']!r}.", "Use a model without it.")
+            raise UnsupportedOperation(f"{folder} has the module {module.type!r}.", "Use a model without it.")
     native = settings.get("model_type") == "MultiVectorEncoder"
     layout = ColbertLayout(
         markers={role: settings[f"{role}_prefix"] for role in ROLES if settings.get(f"{role}_prefix")},
@@ -204,7 +206,7 @@ def _modules(folder: Path) -> Checkpoint:
 
 def _transformer(place: Path) -> dict[str, Any]:
     files = sorted(place.glob("sentence_*_config.json"))
-    told: dict[str, Any] = _json(files[0]) if files else {}
+    told: dict[str, Any] = read_json(files[0]) if files else {}
     if told.get("do_lower_case"):
         raise UnsupportedOperation(f"{place}: do_lower_case is true.", "Use a tokenizer that lowers case itself.")
     if told.get("transformer_task", "feature-extraction") not in ("feature-extraction", "fill-mask"):
@@ -213,7 +215,7 @@ def _transformer(place: Path) -> dict[str, Any]:
 
 
 def _mask(place: Path) -> dict[str, Any]:
-    mask: dict[str, Any] = _json(place / "config.json")
+    mask: dict[str, Any] = read_json(place / "config.json")
     if mask.get("keep_only_token_ids"):
         raise UnsupportedOperation(f"{place}: keep_only_token_ids is set, as for images.", "Use a text model.")
     return mask
@@ -289,7 +291,7 @@ def write_modules(folder: Path, found: Checkpoint) -> None:
         if found.gate is not None:
             copy.copy(found.gate).save(place / "gate")
     listed = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)]
-    _write(folder / "modules.json", listed)
+    _write(folder / MODULES, listed)
     _write(folder / "sentence_bert_config.json", _told(layout))
     markers = {f"{role}_prefix": marker for role, marker in layout.markers.items()}
     general = {"model_type": "MultiVectorEncoder", "prompts": dict(layout.prompts), "similarity_fn_name": "maxsim"}
@@ -317,22 +319,3 @@ def _told(layout: ColbertLayout) -> dict[str, Any]:
 def _write(file: Path, value: object) -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _json(file: Path, *, wanted: type = dict) -> Any:
-    """What a file holds; nothing where there is none.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is no JSON, or of another form.
-    """
-    if not file.is_file():
-        return wanted()
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}", "Fetch the checkpoint again.") from error
-    if not isinstance(value, wanted):
-        raise ConfigurationError(f"{file} holds a {type(value).__name__}.", f"It should hold a {wanted.__name__}.")
-    return value

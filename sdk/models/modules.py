@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +54,7 @@ def read_modules(folder: Path) -> list[Module]:
         raise ConfigurationError(f"{file} cannot be read: {error}", _AGAIN) from error
     except ValueError as error:
         raise ConfigurationError(f"{file} is no JSON: {error}", _AGAIN) from error
-    entries: list[Any] = found if isinstance(found, list) else []
+    entries = cast("list[object]", found) if isinstance(found, list) else []
     if not entries:
         raise ConfigurationError(f"{file} lists no modules.", "Each has a type and a path.")
     return [_module(folder, file, place, entry) for place, entry in enumerate(entries)]
@@ -78,14 +77,14 @@ def read_routes(folder: Path) -> dict[str, list[Module]]:
     for route, names in cast("dict[str, Any]", structure).items():
         if not isinstance(names, list):
             raise ConfigurationError(f"{file} leads {route!r} to {names!r}.", "A route is a list of modules.")
-        paths: list[Any] = names
+        paths = cast("list[object]", names)
         entries = [{"type": kinds.get(path) if isinstance(path, str) else None, "path": path} for path in paths]
         out[route] = [_module(folder, file, place, entry) for place, entry in enumerate(entries)]
     return out
 
 
-def _module(folder: Path, file: Path, place: int, entry: Any) -> Module:
-    told: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+def _module(folder: Path, file: Path, place: int, entry: object) -> Module:
+    told = cast("dict[str, object]", entry) if isinstance(entry, dict) else {}
     kind, path = told.get("type"), told.get("path")
     if not isinstance(kind, str) or not isinstance(path, str):
         raise ConfigurationError(f"{file} has {entry!r} at place {place}.", "A module has a type and a path, as text.")
@@ -103,11 +102,11 @@ def read_prompts(folder: Path) -> dict[Role, str]:
         If they are no texts by name.
     """
     told = read_json(folder / COMMON)
-    found = told.get("prompts") or {}
-    texts = cast("dict[str, str | None]", found) if isinstance(found, dict) else {"": found}
+    found: object = told.get("prompts") or {}
+    texts = cast("dict[str, Any]", found) if isinstance(found, dict) else {"": found}
     if not all(text is None or isinstance(text, str) for text in texts.values()):
         raise ConfigurationError(f"{folder / COMMON} has the prompts {found!r}.", "They are texts by name.")
     # It has a prompt for both roles at once, an empty one where none was saved: other names are for those who ask.
-    prompts: dict[str, str | None] = {"query": "", "document": "", **texts}
+    prompts: dict[str, Any] = {"query": "", "document": "", **texts}
     model = SimpleNamespace(prompts=prompts, default_prompt_name=told.get("default_prompt_name"))
     return {role: prompt_for(model, role) for role in ROLES}

@@ -498,7 +498,7 @@ def test_strange_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="1_Dense"):
         _ = MultiVectorEncoder(folder).layout
     (folder / "config_sentence_transformers.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match="is no JSON"):
         _ = MultiVectorEncoder(folder).layout
     with pytest.raises(ConfigurationError, match="names the role 'passage'"):
         ColbertLayout(prompts={"passage": "x"})  # type: ignore[dict-item]
