@@ -251,10 +251,10 @@ class ClosedFormEncoder:
         windows = ([head.row(torch.tensor(window).to(dtype)) for window in text] for text in states)
         return self._sparse(map(self._joined, windows, passed))
 
-    def expansion(self, text: str) -> list[tuple[str, float]]:
-        """The words that a text speaks for, and their weights, the heaviest first."""
+    def expansions(self, text: str, *, top: int = 20) -> list[tuple[str, float]]:
+        """The strongest words that a text speaks for, and their weights, the heaviest first."""
         columns, weights = self.encode_document([text]).embeddings.row(0)
-        best = np.argsort(-weights, kind="stable").tolist()
+        best: list[int] = np.argsort(-weights, kind="stable")[:top].tolist()
         return [(self.discriminant.words[columns[place]], float(weights[place])) for place in best]
 
     def terms(self, text: str) -> dict[int, str]:

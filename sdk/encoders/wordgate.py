@@ -170,9 +170,9 @@ def linear_fit(
         raise ShapeError(problem, "Give one finite number for each vector.")
     mean, middle = checked.mean(axis=0), wanted.mean()
     centred = checked - mean
-    spread = centred.T @ centred / len(checked)
+    spread: NDArray[np.float64] = centred.T @ centred / len(checked)
     strength = ridge * float(np.trace(spread)) / len(spread) + np.finfo(np.float64).tiny
     target: NDArray[np.float64] = centred.T @ (wanted - middle) / len(checked)
-    solved: Any = np.linalg.solve(spread + strength * np.eye(len(spread)), target)
-    weight: NDArray[np.float32] = solved.astype(np.float32)
-    return weight, float(middle - mean @ solved)
+    ridged: NDArray[np.float64] = spread + strength * np.eye(len(spread))
+    weight: NDArray[Any] = np.linalg.solve(ridged, target)
+    return weight.astype(np.float32), float(middle - mean @ weight)

@@ -89,7 +89,8 @@ class View:
 
 def _tensors(thing: Any) -> list[Any]:
     torch = extras.load("torch", extra="models")
-    return [value for value in vars(thing).values() if torch.is_tensor(value)]
+    held: dict[str, Any] = thing.__dict__
+    return [value for value in held.values() if torch.is_tensor(value)]
 
 
 def _quantized(model: Any) -> Iterator[Any]:

@@ -220,7 +220,7 @@ def test_a_collection_finds_a_document_by_a_word_that_it_does_not_have_and_says_
     StemStates(LanguageModel("all-MiniLM-L6-v2", device="cpu")).add(fruits).save(tmp_path / "states")
     expansion = ClosedFormEncoder(tmp_path / "states", min_count=1, scale=1.0)
     text = "His car broke down near the bridge."
-    assert "automobile" in [word for word, _ in expansion.expansion(text)]
+    assert "automobile" in [word for word, _ in expansion.expansions(text)]
     both = SparseSum({"bm25": BM25Encoder(), "expansion": expansion}, weights={"expansion": 0.25})
     signal = Signal(both, BM25Index(weights_below=both.weights_below))
     with Collection.open(tmp_path / "c", signals={"words": signal}) as collection:
@@ -230,7 +230,7 @@ def test_a_collection_finds_a_document_by_a_word_that_it_does_not_have_and_says_
         assert collection.search("automobile")[0].document.id == "b"
         [term] = collection.explain("automobile", "b").signals["words"].terms
         assert term.term == "~automobile"
-        weight = dict(expansion.expansion(text))["automobile"]
+        weight = dict(expansion.expansions(text))["automobile"]
         assert term.contribution == pytest.approx(weight / 4, rel=1e-4)
     with Collection.open(tmp_path / "c") as collection:
         assert collection.search("automobile")[0].document.id == "b"
