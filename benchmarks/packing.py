@@ -18,7 +18,7 @@ from reperio.models.pooling import Pooling
 from reperio.models.rows import Row
 from reperio.testing.models import byte_pairs
 
-TEXTS = 64
+TEXTS = 32
 SIZES = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
 MIXES = {"1 to 512 tokens": (1, 512), "20 to 60 tokens": (20, 60)}
 BATCH = 32
