@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reperio import meter
 from reperio.embeddings import Dense
-from reperio.encoders.texts import check_batch, check_texts
-from reperio.errors import ConfigurationError, EmptyText, InvalidInput, TruncationError, UnsupportedOperation
+from reperio.encoders.texts import OnTruncation, check_batch, check_texts, tell_cuts
+from reperio.errors import ConfigurationError, EmptyText, InvalidInput, UnsupportedOperation
 from reperio.models.batching import Rows, run_halving, token_batches
 from reperio.models.checkpoint import MINILM, locate
-from reperio.models.inputs import Role, TextInput
+from reperio.models.inputs import Role
 from reperio.models.runtimes.choosing import Measured, RuntimeReport, measured
 from reperio.models.runtimes.exported import is_export
 from reperio.models.runtimes.graphs import Runtime
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["DenseEncoder", "OnTruncation", "RuntimeReport"]
 
 DType: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
-OnTruncation: TypeAlias = Literal["warn", "error", "chunk"]
 
 VERSION = 1
 """Raised whenever the same model would give other vectors here."""
@@ -283,7 +280,7 @@ class DenseEncoder:
             raise EmptyText(f"texts[{start + position}] is {checked[position][:40]!r}: it has no token.", "Drop it.")
         too_long = counts > (source.frame.limit or np.inf)
         if too_long.any():
-            self._report(counts, too_long, source, start)
+            tell_cuts(self.on_truncation, counts, too_long, limit=source.frame.limit, start=start)
         if too_long.any() and self.on_truncation == "chunk":
             vectors, read = self._read_windows(model, role, rows)
             too_long = np.zeros_like(too_long)
@@ -293,19 +290,6 @@ class DenseEncoder:
         meter.count("tokens", read)
         meter.count("truncated", int(too_long.sum()))
         return Encoded(vectors, counts, too_long)
-
-    def _report(self, counts: NDArray[np.int64], too_long: NDArray[np.bool_], source: TextInput, start: int) -> None:
-        limit = source.frame.limit
-        if self.on_truncation == "error":
-            first = int(too_long.argmax())
-            problem = f"texts[{start + first}] has {counts[first]} tokens; the model reads {limit}."
-            raise TruncationError(problem, "Split it, raise max_tokens, or use on_truncation='chunk'.")
-        if self.on_truncation == "warn":
-            warnings.warn(
-                f"{too_long.sum()} of {len(counts)} texts were cut to {limit} tokens; the longest has {counts.max()}. "
-                "Use on_truncation='chunk' to lose nothing.",
-                stacklevel=4,
-            )
 
     def _read_windows(self, model: DenseModel, role: Role, rows: Sequence[Tokens]) -> tuple[Dense, int]:
         """Mean of each row's windows, which are of one length and so weigh the same."""

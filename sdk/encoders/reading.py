@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reperio import meter
-from reperio.encoders.texts import check_texts
-from reperio.errors import ConfigurationError, EmptyText, TruncationError
+from reperio.encoders.texts import OnTruncation, check_texts, tell_cuts
+from reperio.errors import ConfigurationError, EmptyText
 from reperio.models.inputs import Role
 from reperio.models.language_model import LanguageModel
 from reperio.models.rows import Fill, Row, RowMaker
@@ -22,8 +21,6 @@ from reperio.models.windows import OVERLAP, Tokens
 from reperio.protocols import Spec
 
 __all__ = ["Around", "Expansion", "OnTruncation", "Read", "Reading"]
-
-OnTruncation: TypeAlias = Literal["warn", "error", "chunk"]
 
 ROLES: tuple[Role, Role] = ("query", "document")
 
@@ -251,7 +248,7 @@ class Reading:
         self._check_words(tokens, checked, maker, start)
         too_long = counts > (maker.frame.limit or np.inf)
         if too_long.any():
-            self._report(counts, too_long, maker, start)
+            tell_cuts(self.on_truncation, counts, too_long, limit=maker.frame.limit, start=start)
         chunk = self.on_truncation == "chunk"
         windows = [maker.windows(row) if chunk else [maker.whole(row)] for row in tokens]
         rows = [window for some in windows for window in some]
@@ -267,19 +264,6 @@ class Reading:
         for position, row in enumerate(tokens):
             if len(row) - around - maker.prompt_tokens(row) < 1:
                 raise EmptyText(f"texts[{start + position}] is {texts[position][:40]!r}: it has no token.", "Drop it.")
-
-    def _report(self, counts: NDArray[np.int64], too_long: NDArray[np.bool_], maker: RowMaker, start: int) -> None:
-        limit = maker.frame.limit
-        if self.on_truncation == "error":
-            first = int(too_long.argmax())
-            problem = f"texts[{start + first}] has {counts[first]} tokens; the model reads {limit}."
-            raise TruncationError(problem, "Split it, raise max_tokens, or use on_truncation='chunk'.")
-        if self.on_truncation == "warn":
-            warnings.warn(
-                f"{too_long.sum()} of {len(counts)} texts were cut to {limit} tokens; the longest has {counts.max()}. "
-                "Use on_truncation='chunk' to lose nothing.",
-                stacklevel=6,
-            )
 
 
 def _id(tokenizer: Any, name: str) -> int:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from reperio.embeddings import Dense, MultiVector, check_dense
 from reperio.errors import ConfigurationError, InvalidInput, ShapeError
-from reperio.models.trainable import TrainablePooling, torch
+from reperio.models.trainable import TrainedModule, torch
 
 __all__ = ["WordGate", "linear_fit", "winners"]
 
 
-class WordGate(TrainablePooling):
+class WordGate(TrainedModule):
     """Removes words by ``relu(w · v + b)`` of their vectors: where it is 0, the word has no vector (ColBERTer).
 
     It reads the word in its context, so one occurrence may stay where another goes. `fit` learns it in closed form;

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from reperio.errors import ConfigurationError
 from reperio.models.states import Head, TokenStates
-from reperio.models.trainable import TrainablePooling, torch
+from reperio.models.trainable import TrainedModule, torch
 from reperio.protocols import Spec
 
 __all__ = ["Projected", "Projection", "TokenProjection"]
@@ -16,7 +16,7 @@ __all__ = ["Projected", "Projection", "TokenProjection"]
 _PLACES = ("module_input_name", "module_output_name")
 
 
-class Projection(TrainablePooling):
+class Projection(TrainedModule):
     """One linear layer and its activation, from vectors to vectors.
 
     Parameters

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +13,7 @@ from reperio.embeddings import Dense, check_dense
 from reperio.errors import ConfigurationError
 from reperio.models.checkpoint import tensors_digest, tokenizer_digest, weight_files, weights_digest
 from reperio.models.inputs import ROLES, Role, TextInput, prompt_for, text_input
+from reperio.models.loading import no_progress_bar
 from reperio.models.windows import Tokens
 
 __all__ = ["SentenceModel", "SentenceTransformerLike", "load"]
@@ -22,8 +21,6 @@ __all__ = ["SentenceModel", "SentenceTransformerLike", "load"]
 # On a processor a batch should stay in its cache; a GPU wants to be filled (`python -m benchmarks encode`).
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 65536
-
-_quiet = threading.Lock()
 
 
 @runtime_checkable
@@ -149,7 +146,7 @@ def load(folder: Path, *, device: str | None, dtype: str) -> Any:
     settings = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     broken = extras.load("safetensors", extra="models").SafetensorError
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             model = library.SentenceTransformer(
                 str(folder), device=device, trust_remote_code=False, local_files_only=True, model_kwargs=settings
             )
@@ -158,20 +155,6 @@ def load(folder: Path, *, device: str | None, dtype: str) -> Any:
         where = "" if device is None else f" on the device {device!r}"
         problem = f"{folder} could not be loaded{where}: {error}"
         raise ConfigurationError(problem, "Check the folder, and that the model needs no code of its own.") from error
-
-
-@contextmanager
-def _no_progress_bar() -> Generator[None]:
-    """Keep transformers from drawing a bar for each file of weights."""
-    logging = extras.load("transformers.utils.logging", extra="models")
-    with _quiet:
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            if shown:
-                logging.enable_progress_bar()
 
 
 def _ends_normalized(model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,15 +17,15 @@ from reperio.models.checkpoint import locate, tensors_digest
 from reperio.models.states import TokenStates
 from reperio.protocols import Spec
 
-__all__ = ["TrainablePooling", "from_features"]
+__all__ = ["TrainablePooling", "TrainedModule", "from_features"]
 
 torch: Any = extras.load("torch", extra="models")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-class TrainablePooling(torch.nn.Module):  # type: ignore[misc]
-    """A head with parameters.
+class TrainedModule(torch.nn.Module, ABC):  # type: ignore[misc]
+    """A module with parameters, of settings that are kept beside them.
 
     It reads `TokenStates`, as any head; and the features of a sentence-transformers model, as any module of that
     library, whose trainer trains it and whose ``save`` keeps it. That library must be told to trust this one:
@@ -71,25 +72,14 @@ class TrainablePooling(torch.nn.Module):  # type: ignore[misc]
             problem = f"{type(self).__name__}({told}) cannot be made: {error!s:.200}"
             raise ConfigurationError(problem, "Give values of the types that it documents.") from error
 
+    @abstractmethod
     def build(self, *args: Any, **settings: Any) -> None:
         """Make the parameters; each subclass its own."""
-        raise NotImplementedError
-
-    def pool(self, batch: TokenStates) -> Any:
-        """``(b, d)``; each subclass its own."""
-        raise NotImplementedError
 
     @classmethod
     def understood(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings as they were saved, in this module's own words."""
         return settings
-
-    def forward(self, batch: TokenStates | dict[str, Any]) -> Any:
-        """``(b, d)``; or the features, with a ``sentence_embedding`` among them."""
-        if isinstance(batch, TokenStates):
-            return self.pool(batch)
-        batch["sentence_embedding"] = self.pool(from_features(batch, self.layers))
-        return batch
 
     def fill(self, weights: Mapping[str, Any], source: Path) -> None:
         """Take over weights by name, in this module's precision.
@@ -153,6 +143,21 @@ class TrainablePooling(torch.nn.Module):  # type: ignore[misc]
 
     def _digest(self) -> str:
         return tensors_digest(self.state_dict().items())
+
+
+class TrainablePooling(TrainedModule):
+    """A head with parameters: one vector for each text."""
+
+    @abstractmethod
+    def pool(self, batch: TokenStates) -> Any:
+        """``(b, d)``; each subclass its own."""
+
+    def forward(self, batch: TokenStates | dict[str, Any]) -> Any:
+        """``(b, d)``; or the features, with a ``sentence_embedding`` among them."""
+        if isinstance(batch, TokenStates):
+            return self.pool(batch)
+        batch["sentence_embedding"] = self.pool(from_features(batch, self.layers))
+        return batch
 
 
 def from_features(features: Mapping[str, Any], layers: tuple[int, ...] = (-1,)) -> TokenStates:

@@ -123,8 +123,9 @@ def test_with_dynamic_positions_no_more_is_read_than_leaves_them_alone(tmp_path:
     folder = save_decoder(tmp_path / "m", "Llama", **_long("dynamic"))
     encoder = DecoderEncoder(folder)
     assert encoder.model.positions == 32
-    with pytest.warns(UserWarning, match="cut to 32 tokens"):
+    with pytest.warns(UserWarning, match="cut to 32 tokens") as told:
         assert encoder.encode_document(["a text of many words, and many more of them. " * 3]).truncated[0]
+    assert told[0].filename == __file__  # whoever called, not this package
 
 
 # Models that are not quite as others
